@@ -1,0 +1,56 @@
+# Remora. `make help` lists what can be made.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= $(firstword $(foreach v,3.13 3.12 3.11,$(shell command -v python$(v))) python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PROTOS := $(wildcard proto/*/v1/*.proto)
+STAMP := $(VENV)/.installed
+
+.PHONY: help install proto demo test test-slow lint bench clean lock
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## set up .venv with everything that demo and tests need
+
+$(STAMP): requirements.lock pyproject.toml $(PROTOS)
+	@test -x $(BIN)/python || { echo "setting up $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.11 install" >&2; rm -rf $(VENV); exit 2; }
+	@echo "installing locked dependencies (about a minute)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(MAKE) --no-print-directory proto
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+proto: ## generate Python from proto/ (messages, services, types)
+	@mkdir -p $(VENV)/data/validate && cp $(VENV)/data/validate.proto $(VENV)/data/validate/
+	@PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m grpc_tools.protoc -I. \
+	  -I$$($(BIN)/python -c 'import grpc_tools, pathlib; print(pathlib.Path(grpc_tools.__file__).parent / "_proto")') \
+	  -I$(VENV)/data \
+	  --python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. $(PROTOS)
+
+demo: install ## run the bookstore in a live mesh, with the tour (needs nothing else)
+	@$(BIN)/remora demo
+
+test: install ## all tests but the slow ones (under 10 minutes on 2 cores)
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install ## the slow tests: load, soak
+	@$(BIN)/python -m pytest -m slow
+
+lint: install ## ruff, mypy --strict, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy control_plane sidecar apps remora tests benchmarks
+	@$(BIN)/lint-imports
+
+bench: install ## CPU per RPC against Envoy, HAProxy and nginx, interleaved in one run
+	@$(BIN)/python -m benchmarks
+
+lock: ## renew requirements.lock (needs uv)
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-header -o requirements.lock
+
+clean: ## remove the environment and generated code
+	rm -rf $(VENV) build *.egg-info .demo
+	find proto control_plane -name '*_pb2*.py*' -delete
