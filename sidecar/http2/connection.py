@@ -1,0 +1,743 @@
+"""One HTTP/2 connection, either role: frames in, frames out. No sockets, no clock (RFC 9113).
+
+Theory of operation: `receive` cuts bytes into frames, keeps the rules of the protocol (states, windows, sizes) and tells
+the `Handler` what matters to a proxy: header blocks, data, resets. The handler answers with `send_headers`, `send_data`,
+`reset`; what is to be written gathers in `out`. Header blocks reach the handler *stateless* (see `headers`): either
+the peer has acknowledged that we keep no dynamic table, or the block is decoded here and written again.
+
+What a call costs here: for each frame one unpack, one slice, one call of the handler; a small DATA frame about 1 µs in CPython 3.11.
+Frames that are rare go through `_rare_frame`, where clarity comes first.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, Protocol
+
+from hpack import Decoder
+from hpack.exceptions import HPACKError
+
+from sidecar.http2 import frames, headers
+from sidecar.http2.frames import HEAD, HEAD_SIZE, ErrorCode
+
+MAX_HEADER_BLOCK: Final = 64 * 1024
+"""Bytes of one header block over all its CONTINUATION frames."""
+MAX_CONTINUATIONS: Final = 32
+"""CONTINUATION frames of one block; small ones without end are an attack."""
+MAX_CONTROL_FRAMES_PER_S: Final = 10_000
+"""PING, SETTINGS, PRIORITY, RST_STREAM and empty DATA frames that a peer may send in a second."""
+REMEMBERED_RESETS: Final = 1_000
+"""Streams that we reset lately: frames that were under way are dropped, not punished."""
+
+
+DRAIN_PING: Final = b"draining"
+
+
+class Role(Enum):
+    CLIENT = "client"
+    SERVER = "server"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What we announce to the peer (Envoy: core.v3.Http2ProtocolOptions)."""
+
+    initial_stream_window: int = 256 * 1024
+    """Bytes that a peer may send on a stream before we give window back."""
+    initial_connection_window: int = 16 * 1024 * 1024
+    """The same for the connection."""
+    max_concurrent_streams: int = 10_000
+    """Streams that a client may have open at once; more are refused with REFUSED_STREAM."""
+    max_frame_size: int = frames.DEFAULT_FRAME_SIZE
+    """Largest frame payload that we take, in bytes."""
+
+
+class Stream:
+    """One stream of one connection: its windows, its state, and the call that it belongs to."""
+
+    __slots__ = (
+        "call",
+        "id",
+        "is_dead",
+        "local_closed",
+        "queue",
+        "queued",
+        "recv_window",
+        "remote_closed",
+        "send_window",
+        "unacked",
+    )
+
+    def __init__(self, stream_id: int, send_window: int, recv_window: int) -> None:
+        self.id = stream_id
+        self.send_window = send_window
+        self.recv_window = recv_window
+        self.unacked = 0
+        """Bytes that left for the other side and are not yet given back as window."""
+        self.remote_closed = False
+        self.local_closed = False
+        self.is_dead = False
+        """Reset by either side, or its connection is gone."""
+        self.queue: deque[tuple[bytes, int, bool]] | None = None
+        """Data that waits for window: (payload, bytes to credit when it is sent, ends the stream)."""
+        self.queued: bytes | None = None
+        """Trailers that wait behind the queue."""
+        self.call: Any = None
+
+
+class Handler(Protocol):
+    """Who is told. A call may send on this connection or any other, and may reset the stream."""
+
+    def on_request(self, stream: Stream, block: bytes, ended: bool) -> None:
+        """A client opened a stream (role SERVER)."""
+        ...
+
+    def on_headers(self, stream: Stream, block: bytes, ended: bool) -> None:
+        """A response's headers, or trailers of either side."""
+        ...
+
+    def on_data(self, stream: Stream, payload: bytes, credit: int, ended: bool) -> None:
+        """Data; give `credit` back with `Connection.credit` once it has left."""
+        ...
+
+    def on_sent(self, stream: Stream, credit: int) -> None:
+        """Data that had to wait for window has left."""
+        ...
+
+    def on_reset(self, stream: Stream, code: int, was_refused: bool) -> None:
+        """The peer reset the stream, or will not process it (`was_refused`: it never reached the application)."""
+        ...
+
+    def on_goaway(self, code: int) -> None:
+        """The peer takes no new streams here."""
+        ...
+
+    def on_capacity(self) -> None:
+        """The peer's SETTINGS came, or a stream ended: there may be room for a new one."""
+        ...
+
+
+class ProtocolError(Exception):
+    """The peer broke the protocol: GOAWAY with this code."""
+
+    def __init__(self, code: ErrorCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class StreamError(Exception):
+    """The peer broke the protocol on one stream: RST_STREAM with this code."""
+
+    def __init__(self, stream_id: int, code: ErrorCode, text: str) -> None:
+        super().__init__(text)
+        self.stream_id = stream_id
+        self.code = code
+
+
+class Connection:
+    """One HTTP/2 connection. Not thread-safe; `now` is seconds on a monotonic clock, always passed in."""
+
+    def __init__(self, role: Role, handler: Handler, settings: Settings) -> None:
+        self.handler = handler
+        self.is_server = role is Role.SERVER
+        self.local = settings
+        self.out = bytearray()
+        """Bytes to write, in order. The owner empties it."""
+        self.streams: dict[int, Stream] = {}
+        self.is_closed = False
+        """No more frames are read: the connection failed."""
+        self.is_going_away = False
+        """We sent GOAWAY or the peer did: no new streams."""
+        self.close_reason = ""
+        self.peer_max_streams = 100 if role is Role.CLIENT else 0
+        """As the peer announced; 100 until its SETTINGS come, which is what most servers say."""
+        self.has_peer_settings = False
+        self.waits_for_room = False
+        """Set by the owner while calls wait for a free stream: `on_capacity` tells of each."""
+        self.awaits_pong = False
+        self.is_draining = False
+        """The peer was told to open no new streams; those under way are still taken."""
+        self._peer_frame_size = frames.DEFAULT_FRAME_SIZE
+        self._peer_stream_window = frames.DEFAULT_WINDOW
+        self.send_window = frames.DEFAULT_WINDOW
+        self._is_paused = False
+        self._held_window = 0
+        self._recv_window = settings.initial_connection_window
+        self._unacked = 0
+        self._connection_threshold = settings.initial_connection_window // 2
+        self._stream_threshold = settings.initial_stream_window // 2
+        self._tail = b""
+        self._awaits_preface = self.is_server
+        self._highest = 0
+        """Highest stream id that the peer opened (server) or that we opened (client)."""
+        self._next_id = 1
+        self._decoder: Decoder | None = Decoder(max_header_list_size=MAX_HEADER_BLOCK * 4)
+        self._settings_unacked = 1
+        self._block: bytearray | None = None
+        self._block_stream = 0
+        self._block_ended = False
+        self._block_frames = 0
+        self._resets: dict[int, None] = {}
+        self._control_frames = 0
+        self._control_second = 0.0
+        self._blocked: dict[int, Stream] = {}
+        """Streams with data that waits for window, in the order in which they began to wait."""
+        announced = {
+            frames.HEADER_TABLE_SIZE: 0,
+            frames.INITIAL_WINDOW_SIZE: settings.initial_stream_window,
+            frames.MAX_FRAME_SIZE: settings.max_frame_size,
+        }
+        if self.is_server:
+            announced[frames.MAX_CONCURRENT_STREAMS] = settings.max_concurrent_streams
+            announced[frames.MAX_HEADER_LIST_SIZE] = MAX_HEADER_BLOCK
+        else:
+            announced[frames.ENABLE_PUSH] = 0
+            self.out += frames.PREFACE
+        self.out += frames.settings(announced)
+        extra = settings.initial_connection_window - frames.DEFAULT_WINDOW
+        if extra > 0:
+            self.out += frames.window_update(0, extra)
+
+    # -- reading ------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes, now: float) -> None:
+        """Take bytes from the peer. Never raises: a broken rule is answered on the wire and closes what it must."""
+        if self.is_closed:
+            return
+        if self._tail:
+            data = self._tail + data
+        if self._awaits_preface:
+            if not frames.PREFACE.startswith(data[:24]):
+                self.fail(ErrorCode.PROTOCOL_ERROR, "no HTTP/2 preface")
+                return
+            if len(data) < 24:
+                self._tail = data
+                return
+            self._awaits_preface = False
+            data = data[24:]
+        at = 0
+        size = len(data)
+        unpack = HEAD.unpack_from
+        streams = self.streams
+        on_data = self.handler.on_data
+        frame_limit = self.local.max_frame_size
+        try:
+            while size - at >= 9:
+                word, flags, stream_id = unpack(data, at)
+                length = word >> 8
+                if length > frame_limit:
+                    raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, f"frame of {length} bytes")
+                start = at + 9
+                end = start + length
+                if end > size:
+                    break
+                at = end
+                kind = word & 0xFF
+                if self._block is None:
+                    if kind == 0 and length and not flags & 0x8:
+                        stream = streams.get(stream_id)
+                        if stream is not None and not stream.remote_closed:
+                            self._recv_window -= length
+                            stream.recv_window -= length
+                            if self._recv_window < 0 or stream.recv_window < 0:
+                                raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "more data than window")
+                            if flags & 0x1:
+                                stream.remote_closed = True
+                                on_data(stream, data[start:end], length, True)
+                                if stream.local_closed:
+                                    self._forget(stream)
+                            else:
+                                on_data(stream, data[start:end], length, False)
+                            continue
+                    elif kind == 1 and flags & 0x2C == 0x4:
+                        self._on_block(stream_id & 0x7FFFFFFF, data[start:end], flags & 0x1 == 1)
+                        continue
+                try:
+                    self._rare_frame(kind, flags, stream_id & 0x7FFFFFFF, data[start:end], now)
+                except StreamError as error:
+                    self._fail_stream(error.stream_id, error.code)
+                if self.is_closed:
+                    return
+        except ProtocolError as error:
+            self.fail(error.code, str(error))
+            return
+        self._tail = data[at:] if at < size else b""
+
+    def _on_block(self, stream_id: int, block: bytes, ended: bool) -> None:
+        """A whole header block."""
+        if self._decoder is not None:
+            block = self._restate(block)
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            if stream.remote_closed:
+                self._fail_stream(stream_id, ErrorCode.STREAM_CLOSED)
+                return
+            if ended:
+                stream.remote_closed = True
+            elif self.is_server:
+                self._fail_stream(stream_id, ErrorCode.PROTOCOL_ERROR)
+                return
+            self.handler.on_headers(stream, block, ended)
+            if ended and stream.local_closed:
+                self._forget(stream)
+            return
+        if not self.is_server or not stream_id & 1 or stream_id <= self._highest:
+            self._stray_block(stream_id)
+            return
+        self._highest = stream_id
+        if len(self.streams) >= self.local.max_concurrent_streams or self.is_going_away:
+            self._reset_id(stream_id, ErrorCode.REFUSED_STREAM)
+            return
+        stream = Stream(stream_id, self._peer_stream_window, self.local.initial_stream_window)
+        self.streams[stream_id] = stream
+        if ended:
+            stream.remote_closed = True
+        self.handler.on_request(stream, block, ended)
+
+    def _stray_block(self, stream_id: int) -> None:
+        """Headers on a stream that is not open."""
+        if stream_id in self._resets:
+            return
+        if self.is_server and stream_id & 1:
+            raise ProtocolError(ErrorCode.STREAM_CLOSED, f"headers on closed stream {stream_id}")
+        raise ProtocolError(ErrorCode.PROTOCOL_ERROR, f"headers on stream {stream_id}")
+
+    def _restate(self, block: bytes) -> bytes:
+        """A block that may use a dynamic table, written again without it."""
+        assert self._decoder is not None
+        try:
+            fields = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
+        except HPACKError as error:
+            raise ProtocolError(ErrorCode.COMPRESSION_ERROR, str(error)) from None
+        if len(fields) > headers.MAX_FIELDS:
+            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many fields")
+        return headers.encode(fields)
+
+    def _rare_frame(self, kind: int, flags: int, stream_id: int, payload: bytes, now: float) -> None:
+        """Every frame but plain DATA and plain HEADERS."""
+        if self._block is not None and (kind != frames.CONTINUATION or stream_id != self._block_stream):
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "frame inside a header block")
+        if kind == frames.WINDOW_UPDATE:
+            self._on_window_update(stream_id, payload)
+        elif kind == frames.DATA:
+            self._on_rare_data(flags, stream_id, payload, now)
+        elif kind == frames.HEADERS:
+            self._on_headers_frame(flags, stream_id, payload)
+        elif kind == frames.CONTINUATION:
+            self._on_continuation(flags, payload)
+        elif kind == frames.RST_STREAM:
+            self._count_control(now)
+            self._on_rst_stream(stream_id, payload)
+        elif kind == frames.SETTINGS:
+            self._count_control(now)
+            self._on_settings(flags, stream_id, payload)
+        elif kind == frames.PING:
+            self._count_control(now)
+            if stream_id:
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
+            if len(payload) != 8:
+                raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "PING is not of 8 bytes")
+            if flags & frames.ACK:
+                self.awaits_pong = False
+                if payload == DRAIN_PING and self.is_draining:
+                    self.go_away()
+            else:
+                self.out += frames.ping(payload, ack=True)
+        elif kind == frames.GOAWAY:
+            self._on_goaway(stream_id, payload)
+        elif kind == frames.PRIORITY:
+            self._count_control(now)
+            if stream_id == 0:
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
+            if len(payload) != 5:
+                raise StreamError(stream_id, ErrorCode.FRAME_SIZE_ERROR, "PRIORITY is not of 5 bytes")
+            if int.from_bytes(payload[:4], "big") & 0x7FFFFFFF == stream_id:
+                raise StreamError(stream_id, ErrorCode.PROTOCOL_ERROR, "stream depends on itself")
+        elif kind == frames.PUSH_PROMISE:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE")
+        else:
+            self._count_control(now)  # unknown types are ignored (RFC 9113 §4.1), but not without end
+
+    def _count_control(self, now: float) -> None:
+        if now - self._control_second >= 1.0:
+            self._control_second = now
+            self._control_frames = 0
+        self._control_frames += 1
+        if self._control_frames > MAX_CONTROL_FRAMES_PER_S:
+            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many control frames")
+
+    def _is_idle(self, stream_id: int) -> bool:
+        """True if nobody opened the stream yet."""
+        if self.is_server:
+            return stream_id > self._highest or not stream_id & 1
+        return stream_id >= self._next_id or not stream_id & 1
+
+    def _unpad(self, flags: int, payload: bytes) -> bytes:
+        if not flags & frames.PADDED:
+            return payload
+        if not payload or payload[0] >= len(payload):
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "padding longer than the frame")
+        return payload[1 : len(payload) - payload[0]]
+
+    def _on_rare_data(self, flags: int, stream_id: int, payload: bytes, now: float) -> None:
+        """DATA that is padded, empty, or on a stream that is not open."""
+        if stream_id == 0:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "DATA on stream 0")
+        length = len(payload)
+        self._recv_window -= length
+        if self._recv_window < 0:
+            raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "more data than window")
+        stream = self.streams.get(stream_id)
+        if stream is None or stream.remote_closed:
+            if stream is None and self._is_idle(stream_id):
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, f"DATA on idle stream {stream_id}")
+            self._credit_connection(length)
+            if stream_id in self._resets:
+                return
+            if stream is None:
+                raise ProtocolError(ErrorCode.STREAM_CLOSED, f"DATA on closed stream {stream_id}")
+            raise StreamError(stream_id, ErrorCode.STREAM_CLOSED, "DATA after the end")
+        stream.recv_window -= length
+        if stream.recv_window < 0:
+            raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "more data than window")
+        data = self._unpad(flags, payload)
+        ended = flags & frames.END_STREAM != 0
+        if not data and not ended:
+            self._count_control(now)
+            self.credit(stream, length)
+            return
+        if ended:
+            stream.remote_closed = True
+        self.handler.on_data(stream, data, length, ended)
+        if ended and stream.local_closed:
+            self._forget(stream)
+
+    def _on_headers_frame(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id == 0:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0")
+        block = self._unpad(flags, payload)
+        depends_on_itself = False
+        if flags & frames.HAS_PRIORITY:
+            if len(block) < 5:
+                raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
+            depends_on_itself = int.from_bytes(block[:4], "big") & 0x7FFFFFFF == stream_id
+            block = block[5:]
+        ended = flags & frames.END_STREAM != 0
+        if depends_on_itself:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "stream depends on itself")
+        if flags & frames.END_HEADERS:
+            self._on_block(stream_id, block, ended)
+        else:
+            self._block = bytearray(block)
+            self._block_stream = stream_id
+            self._block_ended = ended
+            self._block_frames = 0
+
+    def _on_continuation(self, flags: int, payload: bytes) -> None:
+        if self._block is None:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
+        self._block += payload
+        self._block_frames += 1
+        if len(self._block) > MAX_HEADER_BLOCK or self._block_frames > MAX_CONTINUATIONS:
+            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "header block too long")
+        if flags & frames.END_HEADERS:
+            block, self._block = bytes(self._block), None
+            self._on_block(self._block_stream, block, self._block_ended)
+
+    def _on_rst_stream(self, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM is not of 4 bytes")
+        if stream_id == 0 or self._is_idle(stream_id):
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, f"RST_STREAM on idle stream {stream_id}")
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            return
+        code = int.from_bytes(payload, "big")
+        self._forget(stream)
+        stream.is_dead = True
+        self.handler.on_reset(stream, code, code == ErrorCode.REFUSED_STREAM)
+
+    def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
+        if flags & frames.ACK:
+            if payload:
+                raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS acknowledgement with a payload")
+            if self._settings_unacked:
+                self._settings_unacked -= 1
+                self._decoder = None  # from here on, equal bytes mean equal headers
+            return
+        if len(payload) % 6:
+            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS is not a list of pairs")
+        for key, value in frames.parse_settings(payload):
+            if key == frames.INITIAL_WINDOW_SIZE:
+                if value > frames.LARGEST_WINDOW:
+                    raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "initial window too large")
+                delta = value - self._peer_stream_window
+                self._peer_stream_window = value
+                for stream in self.streams.values():
+                    stream.send_window += delta
+                    if stream.send_window > frames.LARGEST_WINDOW:
+                        raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "window too large")
+            elif key == frames.MAX_FRAME_SIZE:
+                if not frames.DEFAULT_FRAME_SIZE <= value <= frames.LARGEST_FRAME_SIZE:
+                    raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "frame size out of range")
+                self._peer_frame_size = value
+            elif key == frames.ENABLE_PUSH:
+                if value > 1:
+                    raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
+            elif key == frames.MAX_CONCURRENT_STREAMS and not self.is_server:
+                self.peer_max_streams = value
+        if not self.has_peer_settings and not self.is_server:
+            self.has_peer_settings = True
+            if all(key != frames.MAX_CONCURRENT_STREAMS for key, _ in frames.parse_settings(payload)):
+                self.peer_max_streams = frames.LARGEST_WINDOW
+        self.out += frames.SETTINGS_ACK
+        self._send_blocked()
+        self.handler.on_capacity()
+
+    def _on_goaway(self, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
+        if len(payload) < 8:
+            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY is too short")
+        last, code = frames.parse_goaway(payload)
+        self.is_going_away = True
+        if not self.is_server:
+            for stream in [stream for stream in self.streams.values() if stream.id > last]:
+                self._forget(stream)
+                stream.is_dead = True
+                self.handler.on_reset(stream, ErrorCode.REFUSED_STREAM, True)
+        self.handler.on_goaway(code)
+
+    def _on_window_update(self, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE is not of 4 bytes")
+        increment = int.from_bytes(payload, "big") & 0x7FFFFFFF
+        if stream_id == 0:
+            if increment == 0:
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE by 0")
+            if self._is_paused:
+                self._held_window += increment
+            else:
+                self.send_window += increment
+            if self.send_window + self._held_window > frames.LARGEST_WINDOW:
+                raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "window too large")
+            if self._blocked:
+                self._send_blocked()
+            return
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if self._is_idle(stream_id):
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, f"WINDOW_UPDATE on idle stream {stream_id}")
+            return
+        if increment == 0 or stream.send_window + increment > frames.LARGEST_WINDOW:
+            self._fail_stream(stream_id, ErrorCode.FLOW_CONTROL_ERROR if increment else ErrorCode.PROTOCOL_ERROR)
+            return
+        stream.send_window += increment
+        if stream.queue is not None:
+            self._drain(stream)
+
+    # -- writing ------------------------------------------------------------------------------------
+
+    def has_room(self) -> bool:
+        """True if a new stream may be opened (role CLIENT)."""
+        return len(self.streams) < self.peer_max_streams and not self.is_going_away and not self.is_closed
+
+    def open_stream(self, block: bytes, ended: bool) -> Stream:
+        """Open a stream with a request's headers (role CLIENT); ask `has_room` first."""
+        stream_id = self._next_id
+        self._next_id = stream_id + 2
+        if stream_id > frames.LARGEST_WINDOW - 1000:
+            self.is_going_away = True  # ids run out: the owner opens a new connection
+        stream = Stream(stream_id, self._peer_stream_window, self.local.initial_stream_window)
+        self.streams[stream_id] = stream
+        self.send_headers(stream, block, ended)
+        return stream
+
+    def send_headers(self, stream: Stream, block: bytes, ended: bool) -> None:
+        """Headers or trailers; trailers wait behind data that waits."""
+        if stream.queue is not None:
+            stream.queued = block
+            return
+        size = len(block)
+        if size <= self._peer_frame_size:
+            self.out += HEAD.pack(size << 8 | 1, 5 if ended else 4, stream.id)
+            self.out += block
+        else:
+            self._send_long_block(stream.id, block, ended)
+        if ended:
+            stream.local_closed = True
+            if stream.remote_closed:
+                self._forget(stream)
+
+    def _send_long_block(self, stream_id: int, block: bytes, ended: bool) -> None:
+        limit = self._peer_frame_size
+        parts = [block[at : at + limit] for at in range(0, len(block), limit)]
+        for number, part in enumerate(parts):
+            kind = frames.CONTINUATION if number else frames.HEADERS
+            flags = frames.END_STREAM if ended and not number else 0
+            if number == len(parts) - 1:
+                flags |= frames.END_HEADERS
+            self.out += HEAD.pack(len(part) << 8 | kind, flags, stream_id) + part
+
+    def send_data(self, stream: Stream, payload: bytes, credit: int, ended: bool) -> bool:
+        """Data; True if it left at once, else it waits for window and `on_sent` tells when it has left."""
+        size = len(payload)
+        if (
+            stream.queue is None
+            and size <= stream.send_window
+            and size <= self.send_window
+            and size <= self._peer_frame_size
+        ):
+            stream.send_window -= size
+            self.send_window -= size
+            self.out += HEAD.pack(size << 8, 1 if ended else 0, stream.id)
+            self.out += payload
+            if ended:
+                stream.local_closed = True
+                if stream.remote_closed:
+                    self._forget(stream)
+            return True
+        if stream.queue is None:
+            stream.queue = deque()
+            self._blocked[stream.id] = stream
+        stream.queue.append((payload, credit, ended))
+        self._drain(stream)
+        return False
+
+    def _send_blocked(self) -> None:
+        for stream in list(self._blocked.values()):
+            if self.send_window <= 0:
+                return
+            self._drain(stream)
+
+    def _drain(self, stream: Stream) -> None:
+        """Send what the windows allow of a stream's waiting data."""
+        queue = stream.queue
+        while queue:
+            payload, credit, ended = queue[0]
+            size = min(len(payload), stream.send_window, self.send_window, self._peer_frame_size)
+            if size <= 0 and payload:
+                return
+            queue.popleft()
+            rest = payload[size:]
+            is_last = ended and not rest
+            self.out += HEAD.pack(size << 8, 1 if is_last else 0, stream.id)
+            self.out += payload[:size]
+            stream.send_window -= size
+            self.send_window -= size
+            if rest:
+                queue.appendleft((rest, max(credit - size, 0), ended))
+                credit = min(size, credit)
+            if is_last:
+                stream.local_closed = True
+            if credit:
+                self.handler.on_sent(stream, credit)
+        stream.queue = None
+        self._blocked.pop(stream.id, None)
+        if stream.queued is not None:
+            block, stream.queued = stream.queued, None
+            self.send_headers(stream, block, True)
+        elif stream.local_closed and stream.remote_closed:
+            self._forget(stream)
+
+    def credit(self, stream: Stream, size: int) -> None:
+        """Give a sender its window back: `size` bytes of the stream have left for the other side."""
+        self._unacked += size
+        if self._unacked >= self._connection_threshold:
+            self.out += frames.window_update(0, self._unacked)
+            self._recv_window += self._unacked
+            self._unacked = 0
+        stream.unacked += size
+        if stream.unacked >= self._stream_threshold and not stream.remote_closed and not stream.is_dead:
+            self.out += frames.window_update(stream.id, stream.unacked)
+            stream.recv_window += stream.unacked
+            stream.unacked = 0
+
+    def _credit_connection(self, size: int) -> None:
+        """Bytes of a stream that is gone."""
+        self._unacked += size
+        if self._unacked >= self._connection_threshold:
+            self.out += frames.window_update(0, self._unacked)
+            self._recv_window += self._unacked
+            self._unacked = 0
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """End the stream now, towards the peer only: the handler is not told."""
+        if stream.is_dead or stream.id not in self.streams:
+            return
+        self._reset_id(stream.id, code)
+
+    def _reset_id(self, stream_id: int, code: int) -> None:
+        self.out += frames.rst_stream(stream_id, code)
+        if len(self._resets) >= REMEMBERED_RESETS:
+            del self._resets[next(iter(self._resets))]
+        self._resets[stream_id] = None
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self._forget(stream)
+            stream.is_dead = True
+
+    def _fail_stream(self, stream_id: int, code: int) -> None:
+        """Reset a stream on which the peer broke the protocol, and tell the handler."""
+        stream = self.streams.get(stream_id)
+        self._reset_id(stream_id, code)
+        if stream is not None:
+            self.handler.on_reset(stream, code, False)
+
+    def _forget(self, stream: Stream) -> None:
+        """The stream is closed on both sides."""
+        if self.streams.pop(stream.id, None) is None:
+            return
+        if stream.queue is not None:
+            self._blocked.pop(stream.id, None)
+            stream.queue = None
+            stream.queued = None
+        if self.waits_for_room:
+            self.handler.on_capacity()
+
+    def ping(self) -> None:
+        """Ask the peer for a sign of life; `awaits_pong` until it comes."""
+        self.awaits_pong = True
+        self.out += frames.ping(b"remora!?")
+
+    def drain(self) -> None:
+        """Ask the peer to open no new streams; once it has surely heard, those above the last are refused.
+
+        Two GOAWAY frames with a PING between them, so that no stream under way is lost (RFC 9113 §6.8).
+        """
+        if not self.is_draining and not self.is_going_away:
+            self.is_draining = True
+            self.out += frames.goaway(frames.LARGEST_WINDOW, ErrorCode.NO_ERROR, b"draining") + frames.ping(DRAIN_PING)
+
+    def pause(self) -> None:
+        """The socket takes no more bytes: hold data back until `resume`."""
+        self._is_paused = True
+        self._held_window += self.send_window
+        self.send_window = 0
+
+    def resume(self) -> None:
+        """The socket takes bytes again."""
+        self._is_paused = False
+        self.send_window += self._held_window
+        self._held_window = 0
+        if self._blocked:
+            self._send_blocked()
+
+    def go_away(self, code: int = ErrorCode.NO_ERROR, text: str = "") -> None:
+        """Take no new streams; the running ones go on."""
+        if not self.is_going_away:
+            self.is_going_away = True
+            self.out += frames.goaway(self._highest if self.is_server else 0, code, text.encode())
+
+    def fail(self, code: ErrorCode, text: str) -> None:
+        """Say GOAWAY and read no more; the owner closes the socket once `out` is written."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self.close_reason = f"{code.name}: {text}"
+        self.out += frames.goaway(self._highest if self.is_server else 0, code, text.encode())
+
+
+assert HEAD.size == HEAD_SIZE
