@@ -66,6 +66,7 @@ class Stream:
         "remote_closed",
         "send_window",
         "unacked",
+        "unsent",
     )
 
     def __init__(self, stream_id: int, send_window: int, recv_window: int) -> None:
@@ -80,6 +81,8 @@ class Stream:
         """Reset by either side, or its connection is gone."""
         self.queue: deque[tuple[bytes, int, bool]] | None = None
         """Data that waits for window: (payload, bytes to credit when it is sent, ends the stream)."""
+        self.unsent = 0
+        """Credit of data that was dropped from the queue because the stream ended."""
         self.queued: bytes | None = None
         """Trailers that wait behind the queue."""
         self.call: Any = None
@@ -256,7 +259,7 @@ class Connection:
                     self._rare_frame(kind, flags, stream_id & 0x7FFFFFFF, data[start:end], now)
                 except StreamError as error:
                     self._fail_stream(error.stream_id, error.code)
-                if self.is_closed:
+                if self.close_reason:
                     return
         except ProtocolError as error:
             self.fail(error.code, str(error))
@@ -391,7 +394,7 @@ class Connection:
         if stream is None or stream.remote_closed:
             if stream is None and self._is_idle(stream_id):
                 raise ProtocolError(ErrorCode.PROTOCOL_ERROR, f"DATA on idle stream {stream_id}")
-            self._credit_connection(length)
+            self.credit_connection(length)
             if stream_id in self._resets:
                 return
             if stream is None:
@@ -655,7 +658,15 @@ class Connection:
             stream.recv_window += stream.unacked
             stream.unacked = 0
 
-    def _credit_connection(self, size: int) -> None:
+    def take_unsent(self, stream: Stream) -> int:
+        """Credit that `on_sent` will not tell of any more; the caller gives it back to the sender's connection."""
+        unsent, stream.unsent = stream.unsent, 0
+        if stream.queue:
+            unsent += sum(credit for _, credit, _ in stream.queue)
+            stream.queue = deque((payload, 0, ended) for payload, _, ended in stream.queue)
+        return unsent
+
+    def credit_connection(self, size: int) -> None:
         """Bytes of a stream that is gone."""
         self._unacked += size
         if self._unacked >= self._connection_threshold:
@@ -692,6 +703,7 @@ class Connection:
             return
         if stream.queue is not None:
             self._blocked.pop(stream.id, None)
+            stream.unsent += sum(credit for _, credit, _ in stream.queue)
             stream.queue = None
             stream.queued = None
         if self.waits_for_room:

@@ -18,12 +18,13 @@ class Weighted(Protocol):
 
 
 E = TypeVar("E", bound=Weighted)
+E_co = TypeVar("E_co", bound=Weighted, covariant=True)
 
 
-class Balancer(Protocol[E]):
+class Balancer(Protocol[E_co]):
     """Chooses one endpoint, or None if there is none."""
 
-    def pick(self) -> E | None: ...
+    def pick(self) -> E_co | None: ...
 
 
 class RoundRobin(Generic[E]):

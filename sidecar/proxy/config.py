@@ -51,6 +51,8 @@ class ClusterConfig:
     """Calls at once; one more is refused with flag UO."""
     max_retries: int = 3
     """Retries at once."""
+    panic_threshold: float = 0.5
+    """When the usable share of the endpoints is below this, all are used (Envoy: common_lb_config.healthy_panic_threshold)."""
     http2: Settings = field(default_factory=Settings)
 
 

@@ -1,0 +1,210 @@
+"""One call on its way through: what ties a downstream stream to an upstream stream."""
+
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from sidecar.http2.connection import Stream
+from sidecar.http2.frames import ErrorCode
+from sidecar.proxy import status as grpc_status
+from sidecar.proxy.decision import Plan
+from sidecar.proxy.status import Status
+
+if TYPE_CHECKING:
+    from sidecar.proxy.cluster import Cluster, Endpoint
+    from sidecar.proxy.downstream import Downstream
+    from sidecar.proxy.upstream import Upstream
+
+MAX_REPLAY: Final = 64 * 1024
+"""Bytes of a request that are kept for another try; a longer request is tried once."""
+
+
+class Call:
+    """From its request's headers to its status. Ends exactly once, in `finish`."""
+
+    __slots__ = (
+        "body",
+        "body_size",
+        "cluster",
+        "deadline",
+        "down",
+        "down_stream",
+        "endpoint",
+        "http_status",
+        "is_done",
+        "is_request_over",
+        "is_responded",
+        "plan",
+        "started",
+        "trailers",
+        "tried",
+        "tries",
+        "uncredited",
+        "up",
+        "up_stream",
+    )
+
+    def __init__(self, down: "Downstream", stream: Stream, plan: Plan, now: float, ended: bool) -> None:
+        self.down = down
+        self.down_stream = stream
+        self.plan = plan
+        self.started = now
+        self.is_request_over = ended
+        self.body: list[bytes] | None = None if ended else []
+        """The request's data so far, for a first or another try; None once it cannot be tried again."""
+        self.body_size = 0
+        self.uncredited = 0
+        """Bytes for which the sender got no window back yet, because no try has taken them."""
+        self.trailers: bytes | None = None
+        self.is_responded = False
+        self.http_status = 0
+        """Of the response; 0 before it."""
+        self.is_done = False
+        self.cluster: Cluster | None = None
+        self.endpoint: Endpoint | None = None
+        self.up: Upstream | None = None
+        self.up_stream: Stream | None = None
+        self.tries = 0
+        self.tried: list[Endpoint] | None = None
+        self.deadline = 0.0
+
+    def start(self) -> None:
+        """Pass the policies, choose a cluster, go."""
+        decision = self.plan.decision
+        now = self.started
+        if decision.reply is not None:
+            self.answer(*decision.reply)
+            return
+        for limit in decision.limits:
+            if not limit.allows(now):
+                self.answer(limit.status, limit.explain(now), "RL")
+                return
+        cluster = decision.cluster
+        if cluster is None:
+            cluster = decision.draw(self.down.worker.chance.random())
+        if self.plan.timeout_s:
+            self.deadline = now + self.plan.timeout_s
+            self.down.worker.timers.add(self)
+        cluster.start(self)
+
+    def on_body(self, payload: bytes, credit: int, ended: bool) -> None:
+        """Request data from the client."""
+        up_stream = self.up_stream
+        body = self.body
+        if ended:
+            self.is_request_over = True
+        if body is not None:
+            body.append(payload)
+            self.body_size += len(payload)
+            if up_stream is not None and self.body_size > MAX_REPLAY:
+                self.body = None
+        if up_stream is None:
+            self.uncredited += credit
+            return
+        assert self.up is not None
+        if self.up.conn.send_data(up_stream, payload, credit, ended):
+            self.down.conn.credit(self.down_stream, credit)
+        self.up.mark()
+
+    def on_trailers(self, block: bytes) -> None:
+        """Request trailers from the client (not used by gRPC, legal in HTTP/2)."""
+        self.is_request_over = True
+        self.trailers = block
+        if self.up_stream is not None and self.up is not None:
+            self.up.conn.send_headers(self.up_stream, block, True)
+            self.up.mark()
+
+    def send_to(self, up: "Upstream") -> None:
+        """Send what there is of the request on a connection that has room."""
+        self.up = up
+        body = self.body
+        conn = up.conn
+        if self.is_request_over and not body and self.trailers is None:
+            stream = conn.open_stream(self.plan.block, True)
+        else:
+            stream = conn.open_stream(self.plan.block, False)
+            if body:
+                credit, self.uncredited = self.uncredited, 0
+                last = len(body) - 1
+                for number, payload in enumerate(body):
+                    ended = number == last and self.is_request_over and self.trailers is None
+                    share = credit if number == last else 0
+                    if conn.send_data(stream, payload, share, ended) and share:
+                        self.down.conn.credit(self.down_stream, share)
+                        self.down.mark()
+                if self.body_size > MAX_REPLAY:
+                    self.body = None
+            if self.trailers is not None:
+                conn.send_headers(stream, self.trailers, True)
+        stream.call = self
+        self.up_stream = stream
+        up.mark()
+
+    def on_deadline(self) -> None:
+        """The time that the caller gave, or the route allows, is over."""
+        self.deadline = 0.0
+        if not self.is_done:
+            spent = monotonic() - self.started
+            cluster = self.cluster.name if self.cluster else "?"
+            text = f'no answer from "{cluster}" within the deadline of {self.plan.timeout_s:g} s (after {spent:.3f} s, flag UT)'
+            self.answer(Status.DEADLINE_EXCEEDED, text, "UT")
+
+    def answer(self, status: Status, message: str, flag: str) -> None:
+        """End the call with an answer of the mesh's own; once a response has begun, with a reset."""
+        if self.is_done:
+            return
+        stream = self.down_stream
+        conn = self.down.conn
+        if not stream.is_dead:
+            if self.is_responded:
+                conn.reset(stream, ErrorCode.CANCEL if status is Status.DEADLINE_EXCEEDED else ErrorCode.INTERNAL_ERROR)
+            elif self.plan.decision.is_grpc:
+                conn.send_headers(stream, grpc_status.trailers_only(status, message), True)
+            else:
+                text = message.encode() + b"\n"
+                http_status = grpc_status.HTTP_OF_STATUS.get(status, 500)
+                conn.send_headers(stream, grpc_status.plain_headers(http_status, len(text)), False)
+                conn.send_data(stream, text, 0, True)
+            self.down.mark()
+        self.finish(status, flag)
+
+    def detach(self, code: int) -> None:
+        """Leave the upstream stream; reset it if it is still open."""
+        up, stream = self.up, self.up_stream
+        self.up = None
+        self.up_stream = None
+        if stream is not None and up is not None:
+            stream.call = None
+            self.down.conn.credit_connection(up.conn.take_unsent(stream))
+            up.conn.credit_connection(self.down.conn.take_unsent(self.down_stream))
+            if not stream.is_dead:
+                up.conn.reset(stream, code)
+                up.mark()
+        endpoint = self.endpoint
+        if endpoint is not None:
+            endpoint.active -= 1
+            if up is None:
+                endpoint.forget(self)
+
+    def finish(self, status: int, flag: str) -> None:
+        """The call is over: count it and let go of everything."""
+        if self.is_done:
+            return
+        self.is_done = True
+        self.deadline = 0.0
+        self.down_stream.call = None
+        self.down.calls -= 1
+        endpoint = self.endpoint
+        cluster = self.cluster
+        now = self.down.worker.now
+        if cluster is not None:
+            cluster.active -= 1
+            stats = endpoint.stats if endpoint is not None else cluster.stats
+        else:
+            stats = self.down.stats
+        stats.observe(status, flag, now - self.started)
+        self.detach(ErrorCode.CANCEL)
+        self.endpoint = None
+        if self.uncredited:
+            self.down.conn.credit(self.down_stream, self.uncredited)
+            self.uncredited = 0
+        self.down.on_call_end(self.down_stream)

@@ -1,0 +1,261 @@
+"""A cluster at work: its endpoints, who is chosen, who waits, who is tried again.
+
+A cluster outlives configurations that do not change it; endpoints outlive updates that still name them, so that connections
+and counters go on.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from sidecar.policy.balance import Balancer, LeastRequest, RandomChoice, RoundRobin, WeightedRoundRobin
+from sidecar.proxy.config import Balance, ClusterConfig, EndpointConfig
+from sidecar.proxy.status import Status
+from sidecar.proxy.upstream import Upstream
+from sidecar.proxy.worker import Worker
+from sidecar.telemetry.stats import CallStats
+
+if TYPE_CHECKING:
+    from sidecar.proxy.call import Call
+
+
+class Endpoint:
+    """One address: its connections and the calls that wait for one."""
+
+    def __init__(self, cluster: "Cluster", config: EndpointConfig) -> None:
+        self.cluster = cluster
+        self.config = config
+        self.weight = config.weight
+        self.active = 0
+        """Calls that run or wait here."""
+        self.stats = cluster.stats_of(config.version)
+        self.ready: Upstream | None = None
+        """The connection that takes the next call."""
+        self.connections: list[Upstream] = []
+        self.waiting: deque[Call] = deque()
+        self._connecting: asyncio.Task[None] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.config.host}:{self.config.port}"
+
+    def update(self, config: EndpointConfig) -> None:
+        """Take over a new weight, health and version."""
+        self.config = config
+        self.weight = config.weight
+        self.stats = self.cluster.stats_of(config.version)
+
+    def take(self, call: "Call") -> None:
+        """Send the call on a connection with room, or let it wait for one."""
+        up = self.ready
+        if up is not None and up.conn.has_room():
+            call.send_to(up)
+            return
+        self._wait(call)
+
+    def _wait(self, call: "Call") -> None:
+        cluster = self.cluster
+        for up in self.connections:
+            if up.conn.has_room():
+                self.ready = up
+                call.send_to(up)
+                return
+        if cluster.pending >= cluster.config.max_pending_requests:
+            cluster.overflow(call, f"{cluster.pending} calls wait for a connection already")
+            return
+        cluster.pending += 1
+        self.waiting.append(call)
+        for up in self.connections:
+            up.conn.waits_for_room = True
+        if self._connecting is None and cluster.connections < cluster.config.max_connections:
+            cluster.connections += 1
+            self._connecting = cluster.worker.loop.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        """Open one more connection; a failure is told to all who wait."""
+        cluster = self.cluster
+        worker = cluster.worker
+        up = Upstream(self, worker, cluster.config.http2)
+        reason = ""
+        try:
+            async with asyncio.timeout(cluster.config.connect_timeout_s):
+                await worker.loop.create_connection(lambda: up, self.config.host, self.config.port)
+        except TimeoutError:
+            reason = f"no connection to {self} within {cluster.config.connect_timeout_s:g} s"
+        except OSError as error:
+            reason = f"no connection to {self}: {(error.strerror or str(error)).lower()}"
+        finally:
+            self._connecting = None
+        if reason:
+            cluster.connections -= 1
+            waiting, self.waiting = self.waiting, deque()
+            cluster.pending -= len(waiting)
+            for call in waiting:
+                cluster.on_connect_failure(call, reason)
+            return
+        self.connections.append(up)
+        self.ready = up
+        self.serve_waiting()
+
+    def serve_waiting(self) -> None:
+        """Send those who wait, as far as there is room."""
+        while self.waiting:
+            up = next((up for up in self.connections if up.conn.has_room()), None)
+            if up is None:
+                break
+            call = self.waiting.popleft()
+            self.cluster.pending -= 1
+            call.send_to(up)
+        else:
+            for up in self.connections:
+                up.conn.waits_for_room = False
+            return
+        if self._connecting is None and self.cluster.connections < self.cluster.config.max_connections:
+            self.cluster.connections += 1
+            self._connecting = self.cluster.worker.loop.create_task(self._connect())
+
+    def forget(self, call: "Call") -> None:
+        """The call waits no more."""
+        if self.waiting and call in self.waiting:
+            self.waiting.remove(call)
+            self.cluster.pending -= 1
+
+    def on_connection_lost(self, up: Upstream) -> None:
+        """A connection ended, or takes no new calls."""
+        if up in self.connections:
+            self.connections.remove(up)
+            self.cluster.connections -= 1
+        if self.ready is up:
+            self.ready = next(iter(self.connections), None)
+        if self.waiting:
+            self.serve_waiting()
+
+    def retire(self) -> None:
+        """Take no new calls: connections close when their calls are over."""
+        if self._connecting is not None and not self.waiting:
+            self._connecting.cancel()
+        for up in list(self.connections):
+            up.retire()
+
+
+class Cluster:
+    """The endpoints that take the same calls, and the limits on them."""
+
+    def __init__(self, config: ClusterConfig, worker: Worker, direction: str) -> None:
+        self.config = config
+        self.name = config.name
+        self.worker = worker
+        self.direction = direction
+        self.active = 0
+        self.pending = 0
+        self.connections = 0
+        self.retrying = 0
+        self.stats = worker.stats.of_calls(direction, self.name, "")
+        self.endpoints: dict[tuple[str, int], Endpoint] = {}
+        self._balancer: Balancer[Endpoint] = RoundRobin((), worker.chance)
+        self.update_endpoints(config.endpoints)
+
+    def stats_of(self, version: str) -> CallStats:
+        """The counters for calls to endpoints of a version."""
+        return self.worker.stats.of_calls(self.direction, self.name, version)
+
+    def update_endpoints(self, configs: Iterable[EndpointConfig]) -> None:
+        """Balance over these from now on; those that are gone finish what they run."""
+        fresh: dict[tuple[str, int], Endpoint] = {}
+        for config in configs:
+            key = (config.host, config.port)
+            endpoint = self.endpoints.pop(key, None)
+            if endpoint is None:
+                endpoint = Endpoint(self, config)
+            else:
+                endpoint.update(config)
+            fresh[key] = endpoint
+        for gone in self.endpoints.values():
+            gone.retire()
+        self.endpoints = fresh
+        usable = [endpoint for endpoint in fresh.values() if endpoint.config.is_usable]
+        if len(usable) < len(fresh) * self.config.panic_threshold:
+            usable = list(fresh.values())  # so few are left that they would break under the load: spread it over all
+        chance = self.worker.chance
+        match self.config.balance:
+            case Balance.RANDOM:
+                self._balancer = RandomChoice(usable, chance)
+            case Balance.LEAST_REQUEST:
+                self._balancer = LeastRequest(usable, chance)
+            case Balance.ROUND_ROBIN:
+                is_even = len({endpoint.weight for endpoint in usable}) <= 1
+                self._balancer = RoundRobin(usable, chance) if is_even else WeightedRoundRobin(usable, chance)
+
+    def start(self, call: "Call") -> None:
+        """Take a call in, if the limits allow."""
+        call.cluster = self
+        self.active += 1
+        if self.active > self.config.max_requests:
+            self.overflow(call, f"{self.config.max_requests} calls run already")
+            return
+        self._try(call)
+
+    def _try(self, call: "Call") -> None:
+        endpoint = self._balancer.pick()
+        tried = call.tried
+        if tried is not None and endpoint is not None:
+            retry = call.plan.decision.route.retry if call.plan.decision.route else None
+            if retry is not None and retry.avoid_previous_hosts:
+                for _ in range(retry.host_selection_attempts):
+                    if endpoint not in tried:
+                        break
+                    endpoint = self._balancer.pick()
+        call.tries += 1
+        if endpoint is None:
+            known = len(self.endpoints)
+            why = f"none of its {known} endpoints is usable" if known else "it has no endpoints"
+            call.answer(Status.UNAVAILABLE, f'no healthy upstream: "{self.name}": {why} (flag UH)', "UH")
+            return
+        call.endpoint = endpoint
+        endpoint.active += 1
+        endpoint.take(call)
+
+    def overflow(self, call: "Call", why: str) -> None:
+        """Refuse a call over a limit (flag UO)."""
+        call.answer(Status.UNAVAILABLE, f'upstream overflow: "{self.name}": {why} (flag UO)', "UO")
+
+    def _may_retry(self, call: "Call") -> bool:
+        route = call.plan.decision.route
+        retry = route.retry if route else None
+        if retry is None or call.is_responded or call.tries > retry.num_retries:
+            return False
+        has_whole_request = call.body is not None or (call.is_request_over and call.body_size == 0)
+        return has_whole_request and self.retrying < self.config.max_retries
+
+    def _retry(self, call: "Call", reason: str) -> None:
+        """Another try, of a call that provably never reached the application."""
+        self.worker.stats.count_retry(self.name, reason)
+        endpoint = call.endpoint
+        if endpoint is not None:
+            call.tried = [*(call.tried or ()), endpoint]
+        call.detach(0)
+        call.endpoint = None
+        self._try(call)
+
+    def on_connect_failure(self, call: "Call", reason: str) -> None:
+        """The connection for a waiting call could not be made."""
+        route = call.plan.decision.route
+        if route and route.retry and route.retry.on_connect_failure and self._may_retry(call):
+            self._retry(call, "connect-failure")
+            return
+        call.answer(Status.UNAVAILABLE, f'upstream connect error: "{self.name}": {reason} (flag UF)', "UF")
+
+    def on_refused(self, call: "Call") -> None:
+        """The peer did not process the call: REFUSED_STREAM, or above GOAWAY's last stream."""
+        route = call.plan.decision.route
+        retry = route.retry if route else None
+        if retry and (retry.on_refused_stream or retry.on_reset_before_request) and self._may_retry(call):
+            self._retry(call, "refused-stream")
+            return
+        text = f'upstream refused the call: "{self.name}": {call.endpoint} takes no more calls (flag UR)'
+        call.answer(Status.UNAVAILABLE, text, "UR")
+
+    def close(self) -> None:
+        """The configuration names this cluster no more."""
+        for endpoint in self.endpoints.values():
+            endpoint.retire()

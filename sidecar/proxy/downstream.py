@@ -1,0 +1,186 @@
+"""A client's connection: requests in, responses out.
+
+Hot path: a call costs here one look-up of its header block, one `Call`, and the policies of its decision.
+"""
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from sidecar.http2 import headers
+from sidecar.http2.connection import Connection, Role, Settings, Stream
+from sidecar.http2.frames import ErrorCode
+from sidecar.http2.headers import HeaderError
+from sidecar.proxy.call import Call
+from sidecar.proxy.decision import DecisionCache, Malformed
+from sidecar.proxy.status import Status
+from sidecar.proxy.worker import Worker
+from sidecar.telemetry.stats import CallStats
+
+if TYPE_CHECKING:
+    from sidecar.proxy.listener import Listener
+
+
+class Downstream(asyncio.Protocol):
+    """One HTTP/2 connection of a client; also the handler of its events."""
+
+    def __init__(
+        self, listener: "Listener", worker: Worker, cache: DecisionCache, stats: CallStats, settings: Settings
+    ) -> None:
+        self.listener = listener
+        self.worker = worker
+        self.stats = stats
+        """Counts calls that reach no cluster."""
+        self.conn = Connection(Role.SERVER, self, settings)
+        self.calls = 0
+        self.is_dirty = False
+        self._cache = cache
+        self._seen: dict[bytes, None] = {}
+        self._transport: asyncio.Transport | None = None
+        self._lengths: dict[int, int] = {}
+        """Bytes still expected, for requests that declared a content-length."""
+
+    # -- socket -------------------------------------------------------------------------------------
+
+    def adopt(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Take over an accepted socket and the bytes that were read from it."""
+        self._transport = transport
+        transport.set_protocol(self)
+        self.listener.downstreams.add(self)
+        self.mark()
+        if data:
+            self.data_received(data)
+
+    def data_received(self, data: bytes) -> None:
+        now = monotonic()
+        self.worker.now = now
+        conn = self.conn
+        conn.receive(data, now)
+        if conn.out:
+            self.mark()
+        if conn.is_closed:
+            self.worker.stats.protocol_errors += 1
+            self.mark()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.listener.downstreams.discard(self)
+        self.conn.is_closed = True
+        self.worker.now = monotonic()
+        for stream in list(self.conn.streams.values()):
+            stream.is_dead = True
+            if stream.call is not None:
+                stream.call.finish(Status.CANCELLED, "DC")
+        self.conn.streams.clear()
+        self._transport = None
+
+    def pause_writing(self) -> None:
+        self.conn.pause()
+
+    def resume_writing(self) -> None:
+        self.conn.resume()
+        self.mark()
+
+    def mark(self) -> None:
+        """There is something to write."""
+        if not self.is_dirty:
+            self.worker.mark(self)
+
+    def flush(self) -> None:
+        """Write what has gathered; close what is over."""
+        transport = self._transport
+        if transport is None:
+            return
+        conn = self.conn
+        if conn.out:
+            out, conn.out = conn.out, bytearray()
+            transport.write(out)
+        if conn.is_closed or (conn.is_going_away and not conn.streams):
+            transport.close()
+
+    def drain(self) -> None:
+        """Ask the client to go elsewhere; running calls finish."""
+        self.conn.drain()
+        self.mark()
+
+    # -- HTTP/2 -------------------------------------------------------------------------------------
+
+    def on_request(self, stream: Stream, block: bytes, ended: bool) -> None:
+        plan = self._cache.exact.get(block)
+        if plan is None:
+            try:
+                plan = self._cache.plan(block, self._seen)
+            except HeaderError as error:
+                self.conn.fail(ErrorCode.COMPRESSION_ERROR, str(error))
+                return
+            except Malformed:
+                self.worker.stats.protocol_errors += 1
+                self.conn.reset(stream, ErrorCode.PROTOCOL_ERROR)
+                return
+        if plan.decision.content_length >= 0:
+            if ended and plan.decision.content_length:
+                self.conn.reset(stream, ErrorCode.PROTOCOL_ERROR)
+                return
+            self._lengths[stream.id] = plan.decision.content_length
+        call = Call(self, stream, plan, self.worker.now, ended)
+        stream.call = call
+        self.calls += 1
+        call.start()
+
+    def on_headers(self, stream: Stream, block: bytes, ended: bool) -> None:
+        call: Call | None = stream.call
+        try:
+            names = [headers.name_of(field) for field in headers.split(block)]
+        except HeaderError as error:
+            self.conn.fail(ErrorCode.COMPRESSION_ERROR, str(error))
+            return
+        if any(name.startswith(b":") for name in names) or self._lengths.get(stream.id):
+            self._reject(stream)
+        elif call is not None:
+            call.on_trailers(block)
+
+    def on_data(self, stream: Stream, payload: bytes, credit: int, ended: bool) -> None:
+        call: Call | None = stream.call
+        if self._lengths and stream.id in self._lengths and not self._fits(stream, len(payload), ended):
+            self._reject(stream)
+        elif call is not None:
+            call.on_body(payload, credit, ended)
+        else:
+            self.conn.credit(stream, credit)
+
+    def _fits(self, stream: Stream, size: int, ended: bool) -> bool:
+        """True if the data agrees with the declared content-length."""
+        left = self._lengths[stream.id] - size
+        self._lengths[stream.id] = left
+        return left == 0 if ended else left >= 0
+
+    def _reject(self, stream: Stream) -> None:
+        """The request is malformed: reset it, cancel what it began."""
+        self.conn.reset(stream, ErrorCode.PROTOCOL_ERROR)
+        if stream.call is not None:
+            stream.call.finish(Status.INTERNAL, "DPE")
+
+    def on_sent(self, stream: Stream, credit: int) -> None:
+        call: Call | None = stream.call
+        if call is not None and call.up is not None and call.up_stream is not None:
+            call.up.conn.credit(call.up_stream, credit)
+            call.up.mark()
+
+    def on_reset(self, stream: Stream, code: int, was_refused: bool) -> None:
+        call: Call | None = stream.call
+        if call is not None:
+            call.finish(Status.CANCELLED, "DC")
+
+    def on_call_end(self, stream: Stream) -> None:
+        """A call is over; one whose request goes on is told to stop (RFC 9113 §8.1)."""
+        if self._lengths:
+            self._lengths.pop(stream.id, None)
+        if stream.local_closed and not stream.remote_closed and not stream.is_dead:
+            self.conn.reset(stream, ErrorCode.NO_ERROR)
+        if self.conn.is_going_away or self.conn.is_draining:
+            self.mark()
+
+    def on_goaway(self, code: int) -> None:
+        self.mark()
+
+    def on_capacity(self) -> None:
+        """A client's SETTINGS: data that waited may have left."""

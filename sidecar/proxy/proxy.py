@@ -1,0 +1,156 @@
+"""The proxy of a process: takes a `Configuration`, swaps it in at once, drains.
+
+Invariants: a configuration is swapped, never edited. New calls go by the new one from one wake-up to the next; running calls
+finish as they were decided. A listener whose address stays keeps its socket and its connections; a cluster whose settings stay keeps
+its connections, whatever happens to its endpoints.
+"""
+
+import asyncio
+from time import monotonic
+from typing import Final
+
+from sidecar.proxy.cluster import Cluster
+from sidecar.proxy.config import Configuration, Direction, ListenerConfig, RouteTable
+from sidecar.proxy.limit import Limit
+from sidecar.proxy.listener import Listener
+from sidecar.proxy.route import Router
+from sidecar.proxy.worker import Worker
+
+DRAIN_POLL_S: Final = 0.02
+
+
+class Proxy:
+    """All listeners and clusters of a process."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.configuration = Configuration()
+        self.listeners: dict[str, Listener] = {}
+        self.clusters: dict[str, Cluster] = {}
+        self._routers: dict[str, Router] = {}
+        self._limits: dict[str, tuple[Limit, ...]] = {}
+
+    async def apply(self, configuration: Configuration) -> None:
+        """Swap in a configuration. Raises ListenError if an address cannot be had; then nothing has changed."""
+        opened: dict[str, Listener] = {}
+        try:
+            for config in configuration.listeners:
+                old = self.listeners.get(config.name)
+                if old is None or not _same_address(old.config, config):
+                    opened[config.name] = Listener(config, self.worker, self._internal_listener)
+                    await opened[config.name].open()
+        except BaseException:
+            for listener in opened.values():
+                listener.stop_accepting()
+            raise
+        self._swap(configuration, opened)
+
+    def _swap(self, configuration: Configuration, opened: dict[str, Listener]) -> None:
+        previous, self.configuration = self.configuration, configuration
+        tables = {table.name: table for table in configuration.route_tables}
+        routers: dict[str, Router | None] = {}
+        for config in configuration.listeners:
+            manager = config.manager
+            table = manager.routes if manager.rds_name is None else tables.get(manager.rds_name)
+            routers[config.name] = self._router(config.name, table)
+        self._swap_clusters(previous, configuration, routers)
+        for name, listener in list(self.listeners.items()):
+            if name in opened or name not in routers:
+                listener.drain()
+                del self.listeners[name]
+        self.listeners.update(opened)
+        for config in configuration.listeners:
+            listener = self.listeners[config.name]
+            listener.config = config
+            listener.router = routers[config.name]
+            listener.cache.what_is_missing = (
+                f'the routes "{config.manager.rds_name}" have not come from the control plane yet (flag NR)'
+            )
+            listener.cache.reconfigure(routers[config.name], self.clusters, self._limits_of(config))
+
+    def _router(self, listener: str, table: RouteTable | None) -> Router | None:
+        """The router for a table; the old one if the table did not change."""
+        if table is None:
+            return None
+        known = self._routers.get(listener)
+        if known is None or known.table != table:
+            known = self._routers[listener] = Router(table)
+        return known
+
+    def _limits_of(self, config: ListenerConfig) -> tuple[Limit, ...]:
+        """A limit that did not change keeps its tokens."""
+        worker = self.worker
+        old = {limit.config: limit for limit in self._limits.get(config.name, ())}
+        limits = tuple(
+            old.get(limit) or Limit(limit, worker.stats.of_limit(limit.stat_prefix), worker.chance, monotonic())
+            for limit in config.manager.filters
+        )
+        self._limits[config.name] = limits
+        return limits
+
+    def _swap_clusters(
+        self, previous: Configuration, configuration: Configuration, routers: dict[str, Router | None]
+    ) -> None:
+        directions: dict[str, str] = {}
+        for listener in configuration.listeners:
+            router = routers[listener.name]
+            direction = listener.direction
+            label = direction.value if direction is not Direction.UNSPECIFIED else listener.manager.stat_prefix
+            for host in router.table.virtual_hosts if router else ():
+                for route in host.routes:
+                    for name, _ in route.clusters:
+                        directions.setdefault(name, label)
+        endpoints = dict(configuration.endpoints)
+        endpoints_before = dict(previous.endpoints)
+        clusters: dict[str, Cluster] = {}
+        for config in configuration.clusters:
+            cluster = self.clusters.get(config.name)
+            is_new = cluster is None or cluster.config != config
+            if cluster is None or is_new:
+                if cluster is not None:
+                    cluster.close()
+                cluster = Cluster(config, self.worker, directions.get(config.name, "outbound"))
+            if config.eds_name is not None:
+                assigned = endpoints.get(config.eds_name, ())
+                if is_new or assigned != endpoints_before.get(config.eds_name, ()):
+                    cluster.update_endpoints(assigned)
+            clusters[config.name] = cluster
+        for name, cluster in self.clusters.items():
+            if name not in clusters:
+                cluster.close()
+        self.clusters = clusters
+
+    def _internal_listener(self, cluster_name: str) -> Listener | None:
+        """The listener of this process behind a cluster."""
+        cluster = self.clusters.get(cluster_name)
+        if cluster is None or cluster.config.internal_listener is None:
+            return None
+        return self.listeners.get(cluster.config.internal_listener)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Finish what runs, inbound first: an application that finishes its calls may still need its outbound ones.
+
+        True if every call finished within `timeout_s`; what is left then is cut.
+        """
+        end = monotonic() + timeout_s
+        inbound = [listener for listener in self.listeners.values() if listener.config.direction is Direction.INBOUND]
+        others = [listener for listener in self.listeners.values() if listener not in inbound]
+        is_clean = True
+        for group in (inbound, others):
+            for listener in group:
+                listener.drain()
+            while any(listener.calls for listener in group) and monotonic() < end:
+                await asyncio.sleep(DRAIN_POLL_S)
+            is_clean = is_clean and not any(listener.calls for listener in group)
+        return is_clean
+
+    def close(self) -> None:
+        """Stop at once."""
+        for listener in self.listeners.values():
+            listener.stop_accepting()
+        for cluster in self.clusters.values():
+            cluster.close()
+
+
+def _same_address(one: ListenerConfig, other: ListenerConfig) -> bool:
+    return (one.host, one.port, one.is_internal) == (other.host, other.port, other.is_internal)

@@ -1,0 +1,99 @@
+"""gRPC statuses: names, what an HTTP/2 error or an HTTP status means as one, and answers that the mesh itself gives.
+
+Sources: gRPC's PROTOCOL-HTTP2 (errors), http-grpc-status-mapping, Envoy's response flags.
+"""
+
+from enum import IntEnum
+from typing import Final
+from urllib.parse import quote_from_bytes
+
+from sidecar.http2 import headers
+from sidecar.http2.frames import ErrorCode
+
+
+class Status(IntEnum):
+    """The canonical gRPC status codes."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+NOT_GRPC: Final = 17
+"""Index of answers without a grpc-status in the counters."""
+
+HTTP_OF_STATUS: Final = {
+    Status.UNAVAILABLE: 503,
+    Status.RESOURCE_EXHAUSTED: 429,
+    Status.DEADLINE_EXCEEDED: 504,
+    Status.UNIMPLEMENTED: 404,
+    Status.PERMISSION_DENIED: 403,
+    Status.UNAUTHENTICATED: 401,
+}
+_STATUS_OF_HTTP: Final = {
+    400: Status.INTERNAL,
+    401: Status.UNAUTHENTICATED,
+    403: Status.PERMISSION_DENIED,
+    404: Status.UNIMPLEMENTED,
+    429: Status.UNAVAILABLE,
+    502: Status.UNAVAILABLE,
+    503: Status.UNAVAILABLE,
+    504: Status.UNAVAILABLE,
+}
+_STATUS_OF_RESET: Final = {
+    ErrorCode.REFUSED_STREAM: Status.UNAVAILABLE,
+    ErrorCode.CANCEL: Status.CANCELLED,
+    ErrorCode.ENHANCE_YOUR_CALM: Status.RESOURCE_EXHAUSTED,
+    ErrorCode.INADEQUATE_SECURITY: Status.PERMISSION_DENIED,
+}
+
+
+def of_http(status: int) -> Status:
+    """What an HTTP status means when there is no grpc-status."""
+    return _STATUS_OF_HTTP.get(status, Status.UNKNOWN)
+
+
+def of_reset(code: int) -> Status:
+    """What a RST_STREAM code means."""
+    try:
+        return _STATUS_OF_RESET.get(ErrorCode(code), Status.INTERNAL)
+    except ValueError:
+        return Status.INTERNAL
+
+
+def trailers_only(status: Status, message: str) -> bytes:
+    """A header block that answers a gRPC call with an error; goes with END_STREAM."""
+    escaped = quote_from_bytes(message.encode(), safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~").encode()
+    return headers.encode(
+        [
+            (b":status", b"200"),
+            (b"content-type", b"application/grpc"),
+            (b"grpc-status", b"%d" % status),
+            (b"grpc-message", escaped),
+        ]
+    )
+
+
+def plain_headers(http_status: int, length: int) -> bytes:
+    """The header block of an answer to a call that is not gRPC; a text of `length` bytes follows."""
+    return headers.encode(
+        [
+            (b":status", b"%d" % http_status),
+            (b"content-type", b"text/plain"),
+            (b"content-length", b"%d" % length),
+        ]
+    )

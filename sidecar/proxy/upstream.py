@@ -1,0 +1,219 @@
+"""A connection to an endpoint: requests out, responses back.
+
+Hot path: a response costs here one memo look-up per header block and one `send_*` per frame; nothing is decoded twice.
+"""
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING, Final, cast
+
+from sidecar.http2 import headers
+from sidecar.http2.connection import Connection, Role, Settings, Stream
+from sidecar.http2.frames import ErrorCode
+from sidecar.http2.headers import HeaderError
+from sidecar.proxy import status as grpc_status
+from sidecar.proxy.status import NOT_GRPC, Status
+from sidecar.proxy.worker import Worker
+
+if TYPE_CHECKING:
+    from sidecar.proxy.call import Call
+    from sidecar.proxy.cluster import Endpoint
+
+MAX_MEMO: Final = 2048
+"""Response blocks that are remembered per connection; then all are forgotten."""
+
+
+class Block:
+    """What a response's header block says: remembered, as servers send few different ones."""
+
+    __slots__ = ("data", "http_status", "status")
+
+    def __init__(self, data: bytes) -> None:
+        fields = headers.split(data)
+        self.http_status = 0
+        """0 in trailers."""
+        self.status = -1
+        """grpc-status; -1 if there is none."""
+        for field in fields:
+            name = headers.name_of(field)
+            if name == b":status":
+                value = headers.value_of(field)
+                self.http_status = int(value) if value.isdigit() and len(value) == 3 else 502
+            elif name == b"grpc-status":
+                value = headers.value_of(field)
+                self.status = min(int(value), NOT_GRPC) if value.isdigit() and len(value) < 4 else Status.UNKNOWN
+        self.data = b"".join([whole for _, whole in fields])
+
+
+def _status_without(call: "Call") -> int:
+    """What a response without grpc-status counts as."""
+    return grpc_status.of_http(call.http_status) if call.plan.decision.is_grpc else NOT_GRPC
+
+
+class Upstream(asyncio.Protocol):
+    """One HTTP/2 connection to an endpoint; also the handler of its events."""
+
+    def __init__(self, endpoint: "Endpoint", worker: Worker, settings: Settings) -> None:
+        self.endpoint = endpoint
+        self.worker = worker
+        self.conn = Connection(Role.CLIENT, self, settings)
+        self.is_dirty = False
+        self._memo: dict[bytes, Block] = {}
+        self._transport: asyncio.Transport | None = None
+        self._is_lost = False
+
+    # -- socket -------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.mark()
+
+    def data_received(self, data: bytes) -> None:
+        now = monotonic()
+        self.worker.now = now
+        conn = self.conn
+        conn.receive(data, now)
+        if conn.out:
+            self.mark()
+        if conn.is_closed:
+            self.worker.stats.protocol_errors += 1
+            self._lose(conn.close_reason)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lose(str(exc) if exc else "the peer closed the connection")
+
+    def pause_writing(self) -> None:
+        self.conn.pause()
+
+    def resume_writing(self) -> None:
+        self.conn.resume()
+        self.mark()
+
+    def mark(self) -> None:
+        """There is something to write."""
+        if not self.is_dirty:
+            self.worker.mark(self)
+
+    def flush(self) -> None:
+        """Write what has gathered."""
+        conn = self.conn
+        if conn.out and self._transport is not None and not self._is_lost:
+            out, conn.out = conn.out, bytearray()
+            self._transport.write(out)
+        if (conn.is_going_away or conn.is_closed) and not conn.streams and self._transport is not None:
+            self._transport.close()
+
+    def _lose(self, reason: str) -> None:
+        """The connection is gone: every call on it fails."""
+        if self._is_lost:
+            return
+        self._is_lost = True
+        conn = self.conn
+        if conn.out and self._transport is not None:
+            self._transport.write(conn.out)
+        conn.is_closed = True
+        if self._transport is not None:
+            self._transport.close()
+        self.worker.now = monotonic()
+        streams, conn.streams = list(conn.streams.values()), {}
+        self.endpoint.on_connection_lost(self)
+        for stream in streams:
+            stream.is_dead = True
+            call = stream.call
+            if call is not None:
+                self._fail(call, Status.UNAVAILABLE, f"connection to {self.endpoint} ended: {reason}", "UC")
+
+    def retire(self) -> None:
+        """Open no new streams; close when the last one ends."""
+        self.conn.is_going_away = True
+        self.endpoint.on_connection_lost(self)
+        self.mark()
+
+    # -- HTTP/2 -------------------------------------------------------------------------------------
+
+    def on_request(self, stream: Stream, block: bytes, ended: bool) -> None:
+        raise AssertionError("a client connection gets no requests")
+
+    def on_headers(self, stream: Stream, block: bytes, ended: bool) -> None:
+        call: Call | None = stream.call
+        if call is None:
+            return
+        known = self._memo.get(block)
+        if known is None:
+            known = self._read(block)
+            if known is None:
+                return
+        down = call.down
+        if call.is_responded:
+            if not ended:
+                self.conn.reset(stream, ErrorCode.PROTOCOL_ERROR)
+                self._fail(call, Status.INTERNAL, "headers in the middle of a response", "UPE")
+                return
+        elif not known.http_status:
+            self.conn.reset(stream, ErrorCode.PROTOCOL_ERROR)
+            self._fail(call, Status.INTERNAL, "a response without :status", "UPE")
+            return
+        elif known.http_status >= 200:
+            call.is_responded = True
+            call.body = None
+            call.http_status = known.http_status
+        down.conn.send_headers(call.down_stream, known.data, ended)
+        if not down.is_dirty:
+            self.worker.mark(down)
+        if ended:
+            call.finish(known.status if known.status >= 0 else _status_without(call), "")
+
+    def _read(self, block: bytes) -> Block | None:
+        try:
+            known = Block(block)
+        except HeaderError as error:
+            self.conn.fail(ErrorCode.COMPRESSION_ERROR, str(error))
+            return None
+        if len(self._memo) >= MAX_MEMO:
+            self._memo.clear()
+        self._memo[block] = known
+        return known
+
+    def on_data(self, stream: Stream, payload: bytes, credit: int, ended: bool) -> None:
+        call: Call | None = stream.call
+        if call is None:
+            self.conn.credit(stream, credit)
+            return
+        down = call.down
+        if down.conn.send_data(call.down_stream, payload, credit, ended):
+            self.conn.credit(stream, credit)
+        if not down.is_dirty:
+            self.worker.mark(down)
+        if ended:
+            call.finish(_status_without(call), "")
+
+    def on_sent(self, stream: Stream, credit: int) -> None:
+        call: Call | None = stream.call
+        if call is not None:
+            call.down.conn.credit(call.down_stream, credit)
+            call.down.mark()
+
+    def on_reset(self, stream: Stream, code: int, was_refused: bool) -> None:
+        call: Call | None = stream.call
+        if call is None:
+            return
+        if was_refused and not call.is_responded and call.cluster is not None:
+            call.cluster.on_refused(call)
+        elif call.is_responded:
+            call.down.conn.reset(call.down_stream, code)
+            call.down.mark()
+            call.finish(grpc_status.of_reset(code), "UR")
+        else:
+            name = ErrorCode(code).name if code in ErrorCode._value2member_map_ else str(code)
+            self._fail(call, grpc_status.of_reset(code), f"{self.endpoint} reset the call ({name})", "UR")
+
+    def _fail(self, call: "Call", status: Status, reason: str, flag: str) -> None:
+        cluster = call.cluster.name if call.cluster else "?"
+        call.answer(status, f'upstream failed: "{cluster}": {reason} (flag {flag})', flag)
+
+    def on_goaway(self, code: int) -> None:
+        self.endpoint.on_connection_lost(self)
+        self.mark()
+
+    def on_capacity(self) -> None:
+        self.endpoint.serve_waiting()

@@ -1,0 +1,47 @@
+"""What all connections of a process share: the loop, the clock of this wake-up, who has bytes to write, deadlines."""
+
+import asyncio
+from random import Random
+from time import monotonic
+from typing import Protocol
+
+from sidecar.proxy.timers import TimerWheel
+from sidecar.telemetry.stats import Stats
+
+
+class Peer(Protocol):
+    """A connection that gathers output."""
+
+    is_dirty: bool
+
+    def flush(self) -> None: ...
+
+
+class Worker:
+    """One per process; everything runs on its event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, stats: Stats, chance: Random | None = None) -> None:
+        self.loop = loop
+        self.stats = stats
+        self.chance = chance or Random()
+        self.now = monotonic()
+        """Seconds; set once for each wake-up, which is as exact as latencies need."""
+        self.timers = TimerWheel(loop)
+        self._dirty: list[Peer] = []
+        self._is_scheduled = False
+
+    def mark(self, peer: Peer) -> None:
+        """The peer has bytes to write: they leave once, when this wake-up is over."""
+        if not peer.is_dirty:
+            peer.is_dirty = True
+            self._dirty.append(peer)
+            if not self._is_scheduled:
+                self._is_scheduled = True
+                self.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._is_scheduled = False
+        dirty, self._dirty = self._dirty, []
+        for peer in dirty:
+            peer.is_dirty = False
+            peer.flush()

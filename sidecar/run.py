@@ -1,0 +1,81 @@
+"""A sidecar process from its bootstrap file to its end."""
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from sidecar.proxy.listener import ListenError
+from sidecar.proxy.proxy import Proxy
+from sidecar.proxy.worker import Worker
+from sidecar.telemetry.stats import Stats
+from sidecar.xds.bootstrap import Bootstrap, load
+from sidecar.xds.supported import ConfigError
+
+DRAIN_TIMEOUT_S: Final = 30.0
+"""SIGTERM: running calls get so long to finish."""
+
+EXIT_DONE: Final = 0
+EXIT_CUT: Final = 1
+"""Calls still ran when the drain time was over."""
+EXIT_BAD_INPUT: Final = 2
+
+log = logging.getLogger("remora.sidecar")
+
+
+def main(config_path: str) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code."""
+    try:
+        bootstrap = load(Path(config_path))
+    except ConfigError as error:
+        print(f"remora sidecar: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return uvloop.run(_serve(bootstrap))
+
+
+async def _serve(bootstrap: Bootstrap) -> int:
+    loop = asyncio.get_running_loop()
+    stats = Stats()
+    worker = Worker(loop, stats)
+    proxy = Proxy(worker)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    is_ready = asyncio.Event()
+    try:
+        await proxy.apply(bootstrap.configuration)
+    except ListenError as error:
+        print(f"remora sidecar: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    admin = None
+    if bootstrap.admin is not None:
+        # Imported here: a sidecar without an admin endpoint does not pay for prometheus-client.
+        from sidecar.telemetry.admin import Admin, AdminError
+
+        admin = Admin(stats, is_ready.is_set, lambda: proxy.configuration)
+        try:
+            admin.start(*bootstrap.admin)
+        except AdminError as error:
+            print(f"remora sidecar: {error}", file=sys.stderr)
+            return EXIT_BAD_INPUT
+    client = None
+    if bootstrap.ads is not None:
+        # Imported here: a sidecar with a static configuration does not pay for grpc.
+        from sidecar.xds.client import AdsClient
+
+        client = asyncio.create_task(AdsClient(bootstrap, proxy, stats, is_ready).run())
+    else:
+        is_ready.set()
+    await stop.wait()
+    is_clean = await proxy.drain(DRAIN_TIMEOUT_S)
+    if client is not None:
+        client.cancel()
+        await asyncio.gather(client, return_exceptions=True)
+    proxy.close()
+    if admin is not None:
+        await loop.run_in_executor(None, admin.stop)
+    return EXIT_DONE if is_clean else EXIT_CUT

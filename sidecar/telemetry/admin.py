@@ -1,0 +1,86 @@
+"""The admin endpoint: readiness, metrics and the configuration in force, in a thread of its own.
+
+The thread only reads; the data path never waits for it. Paths are Envoy's where Envoy has them.
+"""
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+from sidecar.telemetry.metrics import StatsCollector
+from sidecar.telemetry.stats import Stats
+
+READ_TIMEOUT_S: Final = 5.0
+
+
+class AdminError(Exception):
+    """The admin address cannot be listened on."""
+
+
+class Admin:
+    """Serves /ready, /metrics, /stats/prometheus and /config_dump."""
+
+    def __init__(self, stats: Stats, is_ready: Callable[[], bool], configuration: Callable[[], Any]) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(StatsCollector(stats))
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        self._is_ready = is_ready
+        self._configuration = configuration
+        self._server: ThreadingHTTPServer | None = None
+
+    def start(self, host: str, port: int) -> None:
+        """Listen. Raises AdminError."""
+        admin = self
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = READ_TIMEOUT_S
+
+            def do_GET(self) -> None:
+                status, content_type, body = admin.answer(self.path.partition("?")[0], self.headers.get("accept", ""))
+                self.send_response(status)
+                self.send_header("content-type", content_type)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Scrapes are not worth a line each."""
+
+        try:
+            self._server = ThreadingHTTPServer((host, port), Handler)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise AdminError(f"the admin endpoint cannot listen on {host}:{port}: {reason}") from None
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, name="admin", daemon=True).start()
+
+    def answer(self, path: str, accept: str) -> tuple[int, str, bytes]:
+        """Status, content type and body for a path."""
+        if path == "/ready":
+            return (200, "text/plain", b"LIVE\n") if self._is_ready() else (503, "text/plain", b"PRE_INITIALIZING\n")
+        if path in ("/metrics", "/stats/prometheus"):
+            encoder, content_type = choose_encoder(accept)
+            return 200, content_type, encoder(self._registry)
+        if path == "/config_dump":
+            text = json.dumps(asdict(self._configuration()), indent=2, default=_plain)
+            return 200, "application/json", text.encode()
+        return 404, "text/plain", b"known paths: /ready /metrics /stats/prometheus /config_dump\n"
+
+    def stop(self) -> None:
+        """Serve no more."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    return getattr(value, "value", str(value))

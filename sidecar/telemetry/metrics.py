@@ -1,0 +1,84 @@
+"""The counters of the data path as Prometheus metrics, put together at scrape time.
+
+Label values are bounded by configuration: services, versions and policies that the control plane named, gRPC statuses, Envoy's flags.
+"""
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sidecar.telemetry.stats import BUCKETS_S, CallStats, Stats
+
+STATUS_NAMES = ["OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED", "NOT_GRPC"]
+
+
+class StatsCollector(Collector):
+    """Reads `Stats` for prometheus-client."""
+
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats
+        labels = ["direction", "service", "version"]
+        requests = CounterMetricFamily(
+            "remora_requests",
+            "Finished calls, by grpc-status and Envoy response flag.",
+            labels=[*labels, "grpc_status", "flags"],
+        )
+        durations = HistogramMetricFamily(
+            "remora_request_duration_seconds", "From a call's first header to its status.", labels=labels
+        )
+        for key, calls in list(stats.calls.items()):
+            for status, flag, count in _by_status(calls):
+                requests.add_metric([*key, STATUS_NAMES[status], flag], count)
+            total = 0
+            buckets: list[tuple[str, float]] = []
+            for bound, count in zip((*map(str, BUCKETS_S), "+Inf"), calls.buckets, strict=True):
+                total += count
+                buckets.append((bound, float(total)))
+            if total:
+                durations.add_metric(list(key), buckets, sum_value=calls.sum_s)
+        yield requests
+        yield durations
+        limited = CounterMetricFamily(
+            "remora_rate_limited",
+            "Calls that a rate limit refused (mode Enforce) or would have (Shadow).",
+            labels=["policy", "mode"],
+        )
+        for policy, limit in list(stats.limits.items()):
+            limited.add_metric([policy, "Enforce"], limit.refused)
+            limited.add_metric([policy, "Shadow"], limit.would_refuse)
+        yield limited
+        retries = CounterMetricFamily("remora_retries", "Further tries of calls.", labels=["service", "reason"])
+        for (service, reason), count in list(stats.retries.items()):
+            retries.add_metric([service, reason], count)
+        yield retries
+        yield CounterMetricFamily(
+            "remora_protocol_errors", "Peers and requests that broke HTTP/2.", value=stats.protocol_errors
+        )
+        yield CounterMetricFamily(
+            "remora_connections_refused", "Connections over the limit of a listener.", value=stats.connections_refused
+        )
+        yield CounterMetricFamily(
+            "remora_decision_misses", "Header blocks that had to be read.", value=stats.decision_misses
+        )
+        yield CounterMetricFamily(
+            "remora_config_rejected",
+            "Configurations of the control plane that were refused.",
+            value=stats.config_rejected,
+        )
+        yield GaugeMetricFamily(
+            "remora_control_plane_connected",
+            "1 while the control plane can be reached.",
+            value=stats.control_plane_connected,
+        )
+
+
+def _by_status(calls: CallStats) -> Iterator[tuple[int, str, int]]:
+    for status, count in enumerate(calls.statuses):
+        if count:
+            yield status, "", count
+    for (status, flag), count in list(calls.flagged.items()):
+        yield status, flag, count

@@ -1,0 +1,96 @@
+"""Counters of the data path: plain numbers, written by one thread, read at scrape time.
+
+A call costs one list look-up and one bisect here; names and labels are put to them only when somebody asks.
+"""
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from typing import Final
+
+BUCKETS_S: Final = (
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+)
+"""Upper bounds of the latency histogram, seconds; one more bucket holds what is above."""
+
+
+class CallStats:
+    """Calls of one (direction, service, version): by status and flag, and how long they took."""
+
+    __slots__ = ("buckets", "flagged", "statuses", "sum_s")
+
+    def __init__(self) -> None:
+        self.statuses = [0] * 18
+        """By grpc-status 0..16 for calls without a flag; 17 holds what is not a gRPC status."""
+        self.flagged: dict[tuple[int, str], int] = {}
+        """By (grpc-status, Envoy response flag)."""
+        self.buckets = [0] * (len(BUCKETS_S) + 1)
+        self.sum_s = 0.0
+
+    def observe(self, status: int, flag: str, seconds: float) -> None:
+        """Count one finished call."""
+        if flag:
+            key = (status, flag)
+            self.flagged[key] = self.flagged.get(key, 0) + 1
+        else:
+            self.statuses[status] += 1
+        self.buckets[bisect_left(BUCKETS_S, seconds)] += 1
+        self.sum_s += seconds
+
+
+@dataclass(slots=True)
+class LimitStats:
+    """What a rate limit did."""
+
+    allowed: int = 0
+    refused: int = 0
+    would_refuse: int = 0
+
+
+@dataclass(slots=True)
+class Stats:
+    """All counters of a process."""
+
+    calls: dict[tuple[str, str, str], CallStats] = field(default_factory=dict)
+    """By (direction, service, version)."""
+    limits: dict[str, LimitStats] = field(default_factory=dict)
+    """By policy."""
+    retries: dict[tuple[str, str], int] = field(default_factory=dict)
+    """By (service, reason)."""
+    connections_refused: int = 0
+    protocol_errors: int = 0
+    decision_misses: int = 0
+    config_rejected: int = 0
+    control_plane_connected: int = 0
+
+    def of_calls(self, direction: str, service: str, version: str) -> CallStats:
+        """The counters for these labels, made at first use."""
+        key = (direction, service, version)
+        found = self.calls.get(key)
+        if found is None:
+            found = self.calls[key] = CallStats()
+        return found
+
+    def of_limit(self, policy: str) -> LimitStats:
+        """The counters of a policy, made at first use."""
+        found = self.limits.get(policy)
+        if found is None:
+            found = self.limits[policy] = LimitStats()
+        return found
+
+    def count_retry(self, service: str, reason: str) -> None:
+        """One more try of a call."""
+        key = (service, reason)
+        self.retries[key] = self.retries.get(key, 0) + 1

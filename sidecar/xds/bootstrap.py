@@ -1,0 +1,94 @@
+"""Envoy's bootstrap file (YAML or JSON) to what this process is told at its start."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from envoy.config.bootstrap.v3 import bootstrap_pb2
+from google.protobuf import json_format
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from sidecar.proxy.config import Configuration
+from sidecar.xds import convert
+from sidecar.xds.supported import ConfigError, refuse_unsupported
+
+MAX_FILE_BYTES: Final = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """A bootstrap, read and checked."""
+
+    configuration: Configuration
+    """From `static_resources`."""
+    admin: tuple[str, int] | None
+    """Where the admin endpoint listens; None for nowhere."""
+    ads: tuple[str, int] | None
+    """HOST, PORT of the control plane; None if the configuration is all static."""
+    node: bytes
+    """The serialised core.v3.Node to present there."""
+
+
+def load(path: Path) -> Bootstrap:
+    """Read a bootstrap file. Raises ConfigError."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise ConfigError(str(path), f"{size} bytes; at most {MAX_FILE_BYTES} are read (RMR0120)")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), f"cannot be read: {error} (RMR0120)") from None
+    try:
+        document = YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise ConfigError(str(path), f"is no YAML: {' '.join(str(error).split())} (RMR0121)") from None
+    if not isinstance(document, dict):
+        raise ConfigError(str(path), "is no mapping; an Envoy v3 bootstrap is needed (RMR0121)")
+    try:
+        return parse(document)
+    except ConfigError as error:
+        raise ConfigError(str(path), str(error)) from None
+
+
+def parse(document: dict[str, Any]) -> Bootstrap:
+    """A bootstrap from its JSON form. Raises ConfigError."""
+    message: Any = bootstrap_pb2.Bootstrap()
+    try:
+        json_format.ParseDict(document, message)
+    except json_format.ParseError as error:
+        raise ConfigError("", f"{error} (RMR0122)") from None
+    refuse_unsupported(message)
+    static = message.static_resources
+    ads = _control_plane(message)
+    return Bootstrap(
+        configuration=Configuration(
+            listeners=tuple(convert.listener(item) for item in static.listeners),
+            clusters=tuple(convert.cluster(item) for item in static.clusters),
+        ),
+        admin=(message.admin.address.socket_address.address, message.admin.address.socket_address.port_value)
+        if message.HasField("admin")
+        else None,
+        ads=ads,
+        node=message.node.SerializeToString(),
+    )
+
+
+def _control_plane(message: Any) -> tuple[str, int] | None:
+    """Where ADS is served: the one endpoint of the cluster that `ads_config` names."""
+    if not message.HasField("dynamic_resources"):
+        return None
+    dynamic = message.dynamic_resources
+    path = "dynamic_resources.ads_config"
+    if dynamic.ads_config.api_type != 2 or len(dynamic.ads_config.grpc_services) != 1:
+        raise ConfigError(path, "api_type GRPC with one grpc_service is needed (RMR0123)")
+    for field in ("lds_config", "cds_config"):
+        if not getattr(dynamic, field).HasField("ads"):
+            raise ConfigError(f"dynamic_resources.{field}", "`ads: {}` is needed (RMR0123)")
+    name = dynamic.ads_config.grpc_services[0].envoy_grpc.cluster_name
+    for cluster in message.static_resources.clusters:
+        if cluster.name == name:
+            endpoints = convert.cluster(cluster).endpoints
+            if endpoints:
+                return endpoints[0].host, endpoints[0].port
+    raise ConfigError(f"{path}.grpc_services[0]", f'static cluster "{name}" with an endpoint is needed (RMR0123)')

@@ -1,0 +1,232 @@
+"""The ADS client: keeps the proxy at what the control plane says (xDS v3, state of the world).
+
+Resources are accepted or refused as a whole response, as the protocol wants; what was accepted last stays in force until something
+better comes, also while the control plane is away.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Final
+
+import grpc.aio
+from envoy.config.core.v3 import base_pb2
+from envoy.service.discovery.v3 import discovery_pb2
+from google.protobuf.message import DecodeError
+from google.rpc import status_pb2
+
+from sidecar.proxy.config import Configuration
+from sidecar.proxy.listener import ListenError
+from sidecar.proxy.proxy import Proxy
+from sidecar.telemetry.stats import Stats
+from sidecar.xds import convert
+from sidecar.xds.bootstrap import Bootstrap
+from sidecar.xds.supported import ConfigError, unpack
+
+log = logging.getLogger("remora.xds")
+
+_PREFIX: Final = "type.googleapis.com/envoy.config."
+CLUSTER: Final = _PREFIX + "cluster.v3.Cluster"
+ENDPOINTS: Final = _PREFIX + "endpoint.v3.ClusterLoadAssignment"
+LISTENER: Final = _PREFIX + "listener.v3.Listener"
+ROUTES: Final = _PREFIX + "route.v3.RouteConfiguration"
+
+FIRST_BACKOFF_S: Final = 0.2
+LONGEST_BACKOFF_S: Final = 5.0
+"""Waits between tries double from the first to the longest, times 0.5 to 1.5 by chance."""
+MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+KEEPALIVE: Final = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 4_000),
+    ("grpc.http2.ping_timeout_ms", 4_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.enable_http_proxy", 0),
+)
+_METHOD: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+_CONVERTERS: Final[dict[str, Callable[[Any], Any]]] = {
+    CLUSTER: convert.cluster,
+    ENDPOINTS: convert.load_assignment,
+    LISTENER: convert.listener,
+    ROUTES: convert.route_table,
+}
+
+
+@dataclass(slots=True)
+class _Subscription:
+    """One type of resource: what is asked for, what is in force."""
+
+    type_url: str
+    names: tuple[str, ...] = ()
+    """Empty is the wildcard of CDS and LDS; EDS and RDS with no names are not asked for."""
+    version: str = ""
+    nonce: str = ""
+    resources: dict[str, tuple[bytes, Any]] = field(default_factory=dict)
+    """By name: packed bytes and what they were converted to, so that what did not change is not converted again."""
+    is_asked: bool = False
+
+
+class AdsClient:
+    """One stream at a time to the control plane; `run` never ends by itself."""
+
+    def __init__(self, bootstrap: Bootstrap, proxy: Proxy, stats: Stats, is_ready: asyncio.Event) -> None:
+        assert bootstrap.ads is not None
+        self._target = f"{bootstrap.ads[0]}:{bootstrap.ads[1]}"
+        node = base_pb2.Node()
+        node.ParseFromString(bootstrap.node)
+        node.user_agent_name = "remora"
+        node.user_agent_version = "0.1.0"
+        self._node = node
+        self._static = bootstrap.configuration
+        self._proxy = proxy
+        self._stats = stats
+        self._is_ready = is_ready
+        self._chance = Random()
+        self._types = {url: _Subscription(url) for url in (CLUSTER, ENDPOINTS, LISTENER, ROUTES)}
+        self._requests: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def run(self) -> None:
+        """Connect, follow, connect again."""
+        failures = 0
+        while True:
+            try:
+                async with grpc.aio.insecure_channel(self._target, options=list(KEEPALIVE)) as channel:
+                    await self._follow(channel)
+                failures = 0
+            except grpc.aio.AioRpcError as error:
+                failures = 0 if self._stats.control_plane_connected else failures + 1
+                log.warning("control plane %s: %s %s", self._target, error.code().name, error.details())
+            self._stats.control_plane_connected = 0
+            wait = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures, 10))
+            await asyncio.sleep(wait * (0.5 + self._chance.random()))
+
+    async def _follow(self, channel: grpc.aio.Channel) -> None:
+        """One stream, until it ends."""
+        self._requests = asyncio.Queue()
+        for subscription in self._types.values():
+            subscription.nonce = ""
+            subscription.is_asked = False
+        call = channel.stream_stream(
+            _METHOD,
+            request_serializer=discovery_pb2.DiscoveryRequest.SerializeToString,
+            response_deserializer=discovery_pb2.DiscoveryResponse.FromString,
+        )(self._outgoing())
+        self._ask(self._types[CLUSTER])
+        self._ask(self._types[LISTENER])
+        for url in (ENDPOINTS, ROUTES):
+            if self._types[url].names:
+                self._ask(self._types[url])
+        async for response in call:
+            self._stats.control_plane_connected = 1
+            await self._on_response(response)
+
+    async def _outgoing(self) -> AsyncIterator[Any]:
+        while True:
+            yield await self._requests.get()
+
+    def _ask(self, subscription: _Subscription, fault: str = "") -> None:
+        """Send a request: the first one, an ACK, a NACK, or one with other names."""
+        request = discovery_pb2.DiscoveryRequest(
+            type_url=subscription.type_url,
+            version_info=subscription.version,
+            response_nonce=subscription.nonce,
+            resource_names=subscription.names,
+            node=self._node if self._requests.empty() and not self._any_asked() else None,
+        )
+        if fault:
+            request.error_detail.CopyFrom(status_pb2.Status(code=3, message=fault))
+        subscription.is_asked = True
+        self._requests.put_nowait(request)
+
+    def _any_asked(self) -> bool:
+        return any(subscription.is_asked for subscription in self._types.values())
+
+    async def _on_response(self, response: Any) -> None:
+        subscription = self._types.get(response.type_url)
+        if subscription is None:
+            return
+        subscription.nonce = response.nonce
+        before = subscription.resources
+        try:
+            fresh = self._read(subscription, response.resources)
+            # CDS and LDS hold the whole world; EDS and RDS may be partial.
+            is_whole = response.type_url in (CLUSTER, LISTENER)
+            subscription.resources = fresh if is_whole else {**before, **fresh}
+            self._trim()
+            await self._proxy.apply(self._configuration())
+        except (ConfigError, ListenError) as error:
+            subscription.resources = before
+            self._trim()
+            self._stats.config_rejected += 1
+            log.error("refused %s version %s: %s", response.type_url, response.version_info, error)
+            self._ask(subscription, str(error))
+            return
+        subscription.version = response.version_info
+        self._ask(subscription)
+        self._follow_names(CLUSTER, ENDPOINTS)
+        self._follow_names(LISTENER, ROUTES)
+        if self._is_complete():
+            self._is_ready.set()
+
+    def _read(self, subscription: _Subscription, packed: Iterable[Any]) -> dict[str, tuple[bytes, Any]]:
+        """Convert what changed. Raises ConfigError with every fault."""
+        converter = _CONVERTERS[subscription.type_url]
+        fresh: dict[str, tuple[bytes, Any]] = {}
+        faults: list[str] = []
+        known = {data: item for _, (data, item) in subscription.resources.items()}
+        for number, item in enumerate(packed):
+            try:
+                converted = known.get(item.value)
+                if converted is None:
+                    converted = converter(unpack(item, f"resources[{number}]"))
+                name = converted[0] if isinstance(converted, tuple) else converted.name
+                fresh[name] = (item.value, converted)
+            except (ConfigError, DecodeError) as error:
+                faults.append(str(error))
+        if faults:
+            raise ConfigError("", "; ".join(faults))
+        return fresh
+
+    def _wanted(self, url: str) -> tuple[str, ...]:
+        """The names that the clusters or the listeners in force refer to."""
+        found: dict[str, None] = {}
+        for _, item in self._types[url].resources.values():
+            name = item.eds_name if url == CLUSTER else item.manager.rds_name
+            if name is not None:
+                found[name] = None
+        return tuple(sorted(found))
+
+    def _trim(self) -> None:
+        """Forget endpoints and routes that nothing refers to any more."""
+        for parent, child in ((CLUSTER, ENDPOINTS), (LISTENER, ROUTES)):
+            wanted = set(self._wanted(parent))
+            subscription = self._types[child]
+            subscription.resources = {name: item for name, item in subscription.resources.items() if name in wanted}
+
+    def _follow_names(self, parent: str, child: str) -> None:
+        """Subscribe to what the parents name now."""
+        subscription = self._types[child]
+        names = self._wanted(parent)
+        if names != subscription.names:
+            subscription.names = names
+            self._ask(subscription)
+
+    def _is_complete(self) -> bool:
+        """True once there is all that the listeners and clusters need."""
+        return all(
+            self._types[parent].version and set(self._types[child].names) <= set(self._types[child].resources)
+            for parent, child in ((CLUSTER, ENDPOINTS), (LISTENER, ROUTES))
+        )
+
+    def _configuration(self) -> Configuration:
+        def items(url: str) -> tuple[Any, ...]:
+            return tuple(item for _, item in self._types[url].resources.values())
+
+        return Configuration(
+            listeners=self._static.listeners + items(LISTENER),
+            clusters=self._static.clusters + items(CLUSTER),
+            route_tables=items(ROUTES),
+            endpoints=items(ENDPOINTS),
+        )

@@ -1,0 +1,380 @@
+"""Envoy's messages to the proxy's configuration, one pure function per message.
+
+Each takes a message that `supported.refuse_unsupported` has let through and raises ConfigError for values that are not taken.
+"""
+
+import ipaddress
+import re
+from typing import Any, Final
+
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.core.v3 import base_pb2, health_check_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+
+from sidecar.http2.connection import Settings
+from sidecar.proxy.config import (
+    Balance,
+    ClusterConfig,
+    Direction,
+    EndpointConfig,
+    HeaderMatch,
+    HttpManager,
+    ListenerConfig,
+    LocalRateLimit,
+    RetryPolicy,
+    Route,
+    RouteMatch,
+    RouteTable,
+    VirtualHost,
+)
+from sidecar.xds.supported import ConfigError, refuse_unsupported, unpack
+
+_DENOMINATORS: Final = {0: 100, 1: 10_000, 2: 1_000_000}
+_HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_UNUSABLE: Final = frozenset((health_check_pb2.UNHEALTHY, health_check_pb2.DRAINING, health_check_pb2.TIMEOUT))
+_RETRY_CONDITIONS: Final = ("connect-failure", "refused-stream", "reset-before-request")
+MIN_FILL_INTERVAL_S: Final = 0.05
+"""Envoy's own bound on a token bucket's fill interval."""
+
+
+def _seconds(duration: Any) -> float:
+    return float(duration.seconds) + float(duration.nanos) / 1e9
+
+
+def _regex(matcher: Any, path: str) -> str:
+    try:
+        re.compile(matcher.regex)
+    except re.error as error:
+        raise ConfigError(f"{path}.regex", f'"{matcher.regex}" is no regular expression: {error} (RMR0104)') from None
+    return str(matcher.regex)
+
+
+def _host_port(address: Any, path: str) -> tuple[str, int]:
+    socket = address.socket_address
+    if address.WhichOneof("address") != "socket_address" or socket.protocol != 0:
+        raise ConfigError(path, "a TCP socket_address is needed here (RMR0105)")
+    try:
+        ipaddress.ip_address(socket.address)
+    except ValueError:
+        raise ConfigError(
+            f"{path}.socket_address.address", f'"{socket.address}" is no IP address; names are not resolved (RMR0105)'
+        ) from None
+    if not 0 <= socket.port_value <= 65535:
+        raise ConfigError(f"{path}.socket_address.port_value", f"{socket.port_value} is no port (RMR0105)")
+    return socket.address, socket.port_value
+
+
+def _http2(options: Any) -> Settings:
+    base = Settings()
+    return Settings(
+        initial_stream_window=options.initial_stream_window_size.value
+        if options.HasField("initial_stream_window_size")
+        else base.initial_stream_window,
+        initial_connection_window=options.initial_connection_window_size.value
+        if options.HasField("initial_connection_window_size")
+        else base.initial_connection_window,
+        max_concurrent_streams=options.max_concurrent_streams.value
+        if options.HasField("max_concurrent_streams")
+        else base.max_concurrent_streams,
+    )
+
+
+# -- listeners ----------------------------------------------------------------------------------------
+
+
+def listener(message: Any) -> ListenerConfig:
+    """listener.v3.Listener."""
+    name = message.name
+    path = f"listener[{name}]"
+    refuse_unsupported(message, path)
+    if len(message.filter_chains) != 1 or len(message.filter_chains[0].filters) != 1:
+        raise ConfigError(f"{path}.filter_chains", "exactly one filter chain with one filter is supported (RMR0106)")
+    packed = message.filter_chains[0].filters[0].typed_config
+    filter_path = f"{path}.filter_chains[0].filters[0].typed_config"
+    manager = unpack(packed, filter_path)
+    if not isinstance(manager, http_connection_manager_pb2.HttpConnectionManager):
+        raise ConfigError(filter_path, "only the HttpConnectionManager is supported (RMR0106)")
+    is_internal = message.HasField("internal_listener")
+    host, port = ("", 0) if is_internal else _host_port(message.address, f"{path}.address")
+    direction = {0: Direction.UNSPECIFIED, 1: Direction.INBOUND, 2: Direction.OUTBOUND}[message.traffic_direction]
+    return ListenerConfig(name, http_manager(manager, filter_path), host, port, is_internal, direction)
+
+
+def http_manager(message: Any, path: str) -> HttpManager:
+    """HttpConnectionManager."""
+    if message.codec_type not in (0, 2):
+        raise ConfigError(f"{path}.codec_type", "AUTO and HTTP2 are supported (RMR0107)")
+    specifier = message.WhichOneof("route_specifier")
+    if specifier is None:
+        raise ConfigError(path, "route_config or rds is needed (RMR0108)")
+    for number, upgrade in enumerate(message.upgrade_configs):
+        if upgrade.upgrade_type.upper() != "CONNECT":
+            raise ConfigError(
+                f"{path}.upgrade_configs[{number}].upgrade_type",
+                f'"{upgrade.upgrade_type}": only CONNECT is supported (RMR0107)',
+            )
+    return HttpManager(
+        stat_prefix=message.stat_prefix,
+        routes=route_table(message.route_config) if specifier == "route_config" else None,
+        rds_name=message.rds.route_config_name if specifier == "rds" else None,
+        filters=_http_filters(message.http_filters, path),
+        takes_connect=bool(message.upgrade_configs),
+        http2=_http2(message.http2_protocol_options),
+    )
+
+
+def _http_filters(filters: Any, path: str) -> tuple[LocalRateLimit, ...]:
+    found: list[LocalRateLimit] = []
+    for number, http_filter in enumerate(filters):
+        place = f"{path}.http_filters[{number}].typed_config"
+        message: Any = unpack(http_filter.typed_config, place)
+        kind = message.DESCRIPTOR.name
+        is_last = number == len(filters) - 1
+        if (kind == "Router") != is_last:
+            raise ConfigError(place, "the router, and only it, is the last filter (RMR0109)")
+        if kind == "LocalRateLimit":
+            found.append(local_rate_limit(message, place))
+        elif kind != "Router":
+            raise ConfigError(place, f"{kind} is no HTTP filter (RMR0109)")
+    if not filters:
+        raise ConfigError(f"{path}.http_filters", "the router is missing (RMR0109)")
+    return tuple(found)
+
+
+def _fraction(message: Any) -> float:
+    value = message.default_value
+    return min(1.0, float(value.numerator) / _DENOMINATORS[value.denominator])
+
+
+def local_rate_limit(message: Any, path: str) -> LocalRateLimit:
+    """extensions.filters.http.local_ratelimit.v3.LocalRateLimit."""
+    bucket = message.token_bucket
+    interval = _seconds(bucket.fill_interval)
+    if not message.HasField("token_bucket") or bucket.max_tokens < 1:
+        raise ConfigError(f"{path}.token_bucket.max_tokens", f"{bucket.max_tokens}: at least 1 is needed (RMR0110)")
+    if interval < MIN_FILL_INTERVAL_S:
+        raise ConfigError(
+            f"{path}.token_bucket.fill_interval",
+            f"{interval:g} s: at least {MIN_FILL_INTERVAL_S:g} s is needed (RMR0110)",
+        )
+    return LocalRateLimit(
+        stat_prefix=message.stat_prefix,
+        max_tokens=bucket.max_tokens,
+        tokens_per_fill=bucket.tokens_per_fill.value if bucket.HasField("tokens_per_fill") else 1,
+        fill_interval_s=interval,
+        enabled=_fraction(message.filter_enabled),
+        enforced=_fraction(message.filter_enforced),
+        as_resource_exhausted=message.rate_limited_as_resource_exhausted,
+    )
+
+
+# -- routes -------------------------------------------------------------------------------------------
+
+
+def route_table(message: Any) -> RouteTable:
+    """route.v3.RouteConfiguration."""
+    path = f"route_config[{message.name}]"
+    refuse_unsupported(message, path)
+    hosts: list[VirtualHost] = []
+    seen: set[str] = set()
+    for host in message.virtual_hosts:
+        place = f"{path}.virtual_hosts[{host.name}]"
+        for domain in host.domains:
+            if domain.lower() in seen:
+                raise ConfigError(f"{place}.domains", f'"{domain}" stands in two virtual hosts (RMR0111)')
+            seen.add(domain.lower())
+        if not host.domains:
+            raise ConfigError(f"{place}.domains", "at least one domain is needed (RMR0111)")
+        routes = tuple(_route(route, f"{place}.routes[{number}]") for number, route in enumerate(host.routes))
+        hosts.append(VirtualHost(host.name, tuple(host.domains), routes))
+    return RouteTable(message.name, tuple(hosts))
+
+
+def _route(message: Any, path: str) -> Route:
+    action = message.route
+    if not message.HasField("route"):
+        raise ConfigError(path, "only routes to clusters are supported (RMR0112)")
+    specifier = action.WhichOneof("cluster_specifier")
+    if specifier == "cluster":
+        clusters: tuple[tuple[str, int], ...] = ((action.cluster, 1),)
+    elif specifier == "weighted_clusters":
+        clusters = tuple(
+            (part.name, part.weight.value) for part in action.weighted_clusters.clusters if part.weight.value
+        )
+        if not clusters:
+            raise ConfigError(f"{path}.route.weighted_clusters", "the weights add up to 0 (RMR0113)")
+    else:
+        raise ConfigError(f"{path}.route", "cluster or weighted_clusters is needed (RMR0112)")
+    return Route(
+        match=_route_match(message.match, f"{path}.match"),
+        clusters=clusters,
+        name=message.name,
+        timeout_s=_seconds(action.timeout) if action.HasField("timeout") else 15.0,
+        retry=_retry(action.retry_policy, f"{path}.route.retry_policy") if action.HasField("retry_policy") else None,
+    )
+
+
+def _route_match(message: Any, path: str) -> RouteMatch:
+    headers = tuple(_header_match(header, f"{path}.headers[{n}]") for n, header in enumerate(message.headers))
+    match message.WhichOneof("path_specifier"):
+        case "prefix":
+            return RouteMatch(prefix=message.prefix.encode(), headers=headers)
+        case "path":
+            return RouteMatch(path=message.path.encode(), headers=headers)
+        case "safe_regex":
+            return RouteMatch(regex=_regex(message.safe_regex, f"{path}.safe_regex"), headers=headers)
+        case "connect_matcher":
+            return RouteMatch(connect=True, headers=headers)
+    raise ConfigError(path, "prefix, path, safe_regex or connect_matcher is needed (RMR0114)")
+
+
+def _header_match(message: Any, path: str) -> HeaderMatch:
+    name = message.name.lower().encode()
+    invert = message.invert_match
+    specifier = message.WhichOneof("header_match_specifier")
+    if specifier == "string_match":
+        string = message.string_match
+        match string.WhichOneof("match_pattern"):
+            case "exact":
+                return HeaderMatch(name, exact=string.exact.encode(), invert=invert)
+            case "prefix":
+                return HeaderMatch(name, prefix=string.prefix.encode(), invert=invert)
+            case "suffix":
+                return HeaderMatch(name, suffix=string.suffix.encode(), invert=invert)
+            case "safe_regex":
+                return HeaderMatch(
+                    name, regex=_regex(string.safe_regex, f"{path}.string_match.safe_regex"), invert=invert
+                )
+        raise ConfigError(f"{path}.string_match", "a pattern is needed (RMR0114)")
+    # Envoy: no specifier means that the header is there.
+    return HeaderMatch(name, present=message.present_match if specifier == "present_match" else True, invert=invert)
+
+
+def _retry(message: Any, path: str) -> RetryPolicy:
+    conditions = {condition.strip() for condition in message.retry_on.split(",") if condition.strip()}
+    unknown = sorted(conditions.difference(_RETRY_CONDITIONS))
+    if unknown:
+        raise ConfigError(
+            f"{path}.retry_on", f'"{unknown[0]}" is not supported; supported: {", ".join(_RETRY_CONDITIONS)} (RMR0115)'
+        )
+    for number, predicate in enumerate(message.retry_host_predicate):
+        if predicate.name != "envoy.retry_host_predicates.previous_hosts":
+            raise ConfigError(
+                f"{path}.retry_host_predicate[{number}]", f'"{predicate.name}" is not supported (RMR0115)'
+            )
+    return RetryPolicy(
+        on_connect_failure="connect-failure" in conditions,
+        on_refused_stream="refused-stream" in conditions,
+        on_reset_before_request="reset-before-request" in conditions,
+        num_retries=message.num_retries.value if message.HasField("num_retries") else 1,
+        avoid_previous_hosts=bool(message.retry_host_predicate),
+        host_selection_attempts=int(message.host_selection_retry_max_attempts) or 1,
+    )
+
+
+# -- clusters -----------------------------------------------------------------------------------------
+
+
+def cluster(message: Any) -> ClusterConfig:
+    """cluster.v3.Cluster."""
+    path = f"cluster[{message.name}]"
+    refuse_unsupported(message, path)
+    policies = {
+        cluster_pb2.Cluster.ROUND_ROBIN: Balance.ROUND_ROBIN,
+        cluster_pb2.Cluster.RANDOM: Balance.RANDOM,
+        cluster_pb2.Cluster.LEAST_REQUEST: Balance.LEAST_REQUEST,
+    }
+    if message.lb_policy not in policies:
+        name = cluster_pb2.Cluster.LbPolicy.Name(message.lb_policy)
+        raise ConfigError(f"{path}.lb_policy", f"{name}: ROUND_ROBIN, RANDOM and LEAST_REQUEST are supported (RMR0116)")
+    eds_name: str | None = None
+    endpoints: tuple[EndpointConfig, ...] = ()
+    internal: str | None = None
+    if message.type == cluster_pb2.Cluster.EDS:
+        eds_name = message.eds_cluster_config.service_name or message.name
+    elif message.type == cluster_pb2.Cluster.STATIC:
+        internal = _internal_listener(message.load_assignment)
+        if internal is None:
+            endpoints = load_assignment(message.load_assignment)[1]
+    else:
+        name = cluster_pb2.Cluster.DiscoveryType.Name(message.type)
+        raise ConfigError(f"{path}.type", f"{name}: STATIC and EDS are supported (RMR0116)")
+    if internal is None:
+        http2 = _cluster_http2(message, path)
+    else:
+        http2 = Settings()
+    limits = _limits(message, path)
+    return ClusterConfig(
+        name=message.name,
+        connect_timeout_s=_seconds(message.connect_timeout) if message.HasField("connect_timeout") else 5.0,
+        balance=policies[message.lb_policy],
+        endpoints=endpoints,
+        eds_name=eds_name,
+        internal_listener=internal,
+        max_connections=limits["max_connections"],
+        max_pending_requests=limits["max_pending_requests"],
+        max_requests=limits["max_requests"],
+        max_retries=limits["max_retries"],
+        panic_threshold=message.common_lb_config.healthy_panic_threshold.value / 100
+        if message.common_lb_config.HasField("healthy_panic_threshold")
+        else 0.5,
+        http2=http2,
+    )
+
+
+def _cluster_http2(message: Any, path: str) -> Settings:
+    packed = message.typed_extension_protocol_options
+    unknown = sorted(set(packed).difference((_HTTP_OPTIONS,)))
+    if unknown:
+        raise ConfigError(f"{path}.typed_extension_protocol_options", f'"{unknown[0]}" is not supported (RMR0117)')
+    place = f"{path}.typed_extension_protocol_options[{_HTTP_OPTIONS}]"
+    options: Any = unpack(packed[_HTTP_OPTIONS], place) if _HTTP_OPTIONS in packed else None
+    if options is None or not options.explicit_http_config.HasField("http2_protocol_options"):
+        raise ConfigError(
+            place, "explicit_http_config.http2_protocol_options is needed: upstream is HTTP/2 only (RMR0117)"
+        )
+    return _http2(options.explicit_http_config.http2_protocol_options)
+
+
+def _limits(message: Any, path: str) -> dict[str, int]:
+    limits = {"max_connections": 1024, "max_pending_requests": 1024, "max_requests": 1024, "max_retries": 3}
+    for number, threshold in enumerate(message.circuit_breakers.thresholds):
+        if threshold.priority != base_pb2.DEFAULT:
+            raise ConfigError(
+                f"{path}.circuit_breakers.thresholds[{number}].priority", "only DEFAULT is supported (RMR0118)"
+            )
+        for name in limits:
+            if threshold.HasField(name):
+                limits[name] = getattr(threshold, name).value
+    return limits
+
+
+def _internal_listener(assignment: Any) -> str | None:
+    for locality in assignment.endpoints:
+        for endpoint in locality.lb_endpoints:
+            if endpoint.endpoint.address.HasField("envoy_internal_address"):
+                return str(endpoint.endpoint.address.envoy_internal_address.server_listener_name)
+    return None
+
+
+def load_assignment(message: Any) -> tuple[str, tuple[EndpointConfig, ...]]:
+    """endpoint.v3.ClusterLoadAssignment: its name and its endpoints."""
+    path = f"load_assignment[{message.cluster_name}]"
+    refuse_unsupported(message, path)
+    found: list[EndpointConfig] = []
+    for place, locality in enumerate(message.endpoints):
+        for number, item in enumerate(locality.lb_endpoints):
+            where = f"{path}.endpoints[{place}].lb_endpoints[{number}]"
+            host, port = _host_port(item.endpoint.address, f"{where}.endpoint.address")
+            labels = item.metadata.filter_metadata
+            version = labels["envoy.lb"].fields["version"].string_value if "envoy.lb" in labels else ""
+            found.append(
+                EndpointConfig(
+                    host,
+                    port,
+                    weight=item.load_balancing_weight.value if item.HasField("load_balancing_weight") else 1,
+                    is_usable=item.health_status not in _UNUSABLE,
+                    version=version,
+                )
+            )
+    return message.cluster_name, tuple(found)

@@ -1,0 +1,194 @@
+"""Which fields of Envoy's messages this sidecar honours: everything else is refused by name, never ignored.
+
+The table is the reference for users too: what stands here works as Envoy documents it.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from envoy.config.bootstrap.v3 import bootstrap_pb2
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.core.v3 import base_pb2
+from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_pb2
+from envoy.extensions.bootstrap.internal_listener.v3 import internal_listener_pb2
+from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
+from envoy.extensions.filters.http.router.v3 import router_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
+from google.protobuf import any_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError, Message
+
+# Imported so that their types can be packed into `Any`.
+KNOWN_MODULES: Final = (
+    bootstrap_pb2,
+    cluster_pb2,
+    endpoint_pb2,
+    listener_pb2,
+    route_pb2,
+    internal_listener_pb2,
+    local_rate_limit_pb2,
+    router_pb2,
+    http_connection_manager_pb2,
+    previous_hosts_pb2,
+    http_protocol_options_pb2,
+    base_pb2,
+)
+
+MAX_DEPTH: Final = 64
+
+
+class ConfigError(Exception):
+    """A configuration that the sidecar does not take; the text names field, value and way out."""
+
+    def __init__(self, path: str, text: str) -> None:
+        super().__init__(f"{path}: {text}" if path else text)
+
+
+_CORE: Final = "envoy.config.core.v3."
+_ROUTE: Final = "envoy.config.route.v3."
+_LISTENER: Final = "envoy.config.listener.v3."
+_CLUSTER: Final = "envoy.config.cluster.v3."
+_ENDPOINT: Final = "envoy.config.endpoint.v3."
+_BOOTSTRAP: Final = "envoy.config.bootstrap.v3."
+_HCM: Final = "envoy.extensions.filters.network.http_connection_manager.v3."
+_TYPE: Final = "envoy.type.v3."
+_MATCHER: Final = "envoy.type.matcher.v3."
+_UPSTREAM: Final = "envoy.extensions.upstreams.http.v3."
+
+OPAQUE: Final = frozenset(
+    (
+        _CORE + "Node",
+        _CORE + "Metadata",
+        "google.protobuf.Duration",
+        "google.protobuf.UInt32Value",
+        "google.protobuf.BoolValue",
+    )
+)
+"""Messages whose every field is taken as it is."""
+
+FIELDS: Final[dict[str, str]] = {
+    _BOOTSTRAP + "Bootstrap": "node static_resources dynamic_resources admin bootstrap_extensions",
+    _BOOTSTRAP + "Bootstrap.StaticResources": "listeners clusters",
+    _BOOTSTRAP + "Bootstrap.DynamicResources": "lds_config cds_config ads_config",
+    _BOOTSTRAP + "Admin": "address",
+    _CORE + "ApiConfigSource": "api_type transport_api_version grpc_services set_node_on_first_message_only",
+    _CORE + "GrpcService": "envoy_grpc",
+    _CORE + "GrpcService.EnvoyGrpc": "cluster_name",
+    _CORE + "ConfigSource": "ads resource_api_version initial_fetch_timeout",
+    _CORE + "AggregatedConfigSource": "",
+    _CORE + "TypedExtensionConfig": "name typed_config",
+    "envoy.extensions.bootstrap.internal_listener.v3.InternalListener": "",
+    _CORE + "Address": "socket_address envoy_internal_address",
+    _CORE + "SocketAddress": "address port_value protocol",
+    _CORE + "EnvoyInternalAddress": "server_listener_name endpoint_id",
+    _CORE + "Http2ProtocolOptions": "initial_stream_window_size initial_connection_window_size max_concurrent_streams",
+    _CORE + "RuntimeFractionalPercent": "default_value runtime_key",
+    _CORE + "Locality": "region zone sub_zone",
+    _LISTENER + "Listener": "name address filter_chains internal_listener traffic_direction stat_prefix",
+    _LISTENER + "Listener.InternalListenerConfig": "",
+    _LISTENER + "FilterChain": "name filters",
+    _LISTENER + "Filter": "name typed_config",
+    _HCM + "HttpConnectionManager": "stat_prefix codec_type rds route_config http_filters upgrade_configs "
+    "http2_protocol_options",
+    _HCM + "HttpConnectionManager.UpgradeConfig": "upgrade_type enabled",
+    _HCM + "Rds": "config_source route_config_name",
+    _HCM + "HttpFilter": "name typed_config",
+    "envoy.extensions.filters.http.router.v3.Router": "",
+    "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit": "stat_prefix token_bucket filter_enabled "
+    "filter_enforced rate_limited_as_resource_exhausted",
+    _TYPE + "TokenBucket": "max_tokens tokens_per_fill fill_interval",
+    _TYPE + "FractionalPercent": "numerator denominator",
+    _TYPE + "Percent": "value",
+    _MATCHER + "RegexMatcher": "regex google_re2",
+    _MATCHER + "RegexMatcher.GoogleRE2": "",
+    _MATCHER + "StringMatcher": "exact prefix suffix safe_regex",
+    _ROUTE + "RouteConfiguration": "name virtual_hosts",
+    _ROUTE + "VirtualHost": "name domains routes",
+    _ROUTE + "Route": "name match route",
+    _ROUTE + "RouteMatch": "prefix path safe_regex connect_matcher headers",
+    _ROUTE + "RouteMatch.ConnectMatcher": "",
+    _ROUTE + "HeaderMatcher": "name string_match present_match invert_match",
+    _ROUTE + "RouteAction": "cluster weighted_clusters timeout retry_policy upgrade_configs",
+    _ROUTE + "RouteAction.UpgradeConfig": "upgrade_type connect_config enabled",
+    _ROUTE + "RouteAction.UpgradeConfig.ConnectConfig": "",
+    _ROUTE + "WeightedCluster": "clusters",
+    _ROUTE + "WeightedCluster.ClusterWeight": "name weight",
+    _ROUTE + "RetryPolicy": "retry_on num_retries retry_host_predicate host_selection_retry_max_attempts",
+    _ROUTE + "RetryPolicy.RetryHostPredicate": "name typed_config",
+    "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate": "",
+    _CLUSTER + "Cluster": "name type connect_timeout lb_policy load_assignment eds_cluster_config circuit_breakers "
+    "typed_extension_protocol_options common_lb_config",
+    _CLUSTER + "Cluster.CommonLbConfig": "healthy_panic_threshold",
+    _CLUSTER + "Cluster.EdsClusterConfig": "eds_config service_name",
+    _CLUSTER + "CircuitBreakers": "thresholds",
+    _CLUSTER + "CircuitBreakers.Thresholds": "priority max_connections max_pending_requests max_requests max_retries",
+    _UPSTREAM + "HttpProtocolOptions": "explicit_http_config",
+    _UPSTREAM + "HttpProtocolOptions.ExplicitHttpConfig": "http2_protocol_options",
+    _ENDPOINT + "ClusterLoadAssignment": "cluster_name endpoints",
+    _ENDPOINT + "LocalityLbEndpoints": "locality lb_endpoints load_balancing_weight",
+    _ENDPOINT + "LbEndpoint": "endpoint health_status metadata load_balancing_weight",
+    _ENDPOINT + "Endpoint": "address hostname",
+}
+
+_FIELD_SETS: Final = {name: frozenset(fields.split()) for name, fields in FIELDS.items()}
+
+
+def unpack(packed: any_pb2.Any, path: str) -> Message:
+    """The message in an `Any`. Raises ConfigError if its type is not supported or its bytes are broken."""
+    name = packed.type_url.rpartition("/")[2]
+    if name not in _FIELD_SETS:
+        raise ConfigError(path, f'extension "{name}" is not supported by this sidecar; remove it (RMR0101)')
+    message = message_factory.GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(name))()
+    try:
+        message.ParseFromString(packed.value)
+    except DecodeError as error:
+        raise ConfigError(path, f"the bytes are no {name}: {error} (RMR0102)") from None
+    return message
+
+
+def refuse_unsupported(message: Message, path: str = "") -> None:
+    """Walk a message; raise ConfigError at the first field that is set and not supported."""
+    for fault in _faults(message, path, 0):
+        raise fault
+
+
+def _faults(message: Message, path: str, depth: int) -> Iterator[ConfigError]:
+    if depth > MAX_DEPTH:
+        yield ConfigError(path, f"nested deeper than {MAX_DEPTH} levels (RMR0103)")
+        return
+    name = message.DESCRIPTOR.full_name
+    if name in OPAQUE:
+        return
+    if isinstance(message, any_pb2.Any):
+        yield from _faults(unpack(message, path), path, depth + 1)
+        return
+    allowed = _FIELD_SETS.get(name)
+    if allowed is None:
+        yield ConfigError(path, f'"{name}" is not supported by this sidecar; remove it (RMR0101)')
+        return
+    for descriptor, value in message.ListFields():
+        place = f"{path}.{descriptor.name}" if path else descriptor.name
+        if descriptor.name not in allowed:
+            supported = ", ".join(sorted(allowed)) or "none"
+            yield ConfigError(
+                place, f"this field is not supported by this sidecar; supported here: {supported} (RMR0101)"
+            )
+        elif descriptor.message_type is not None:
+            yield from _inside(value, place, depth)
+
+
+def _inside(value: Any, place: str, depth: int) -> Iterator[ConfigError]:
+    """Faults inside a message field: single, repeated, or a map of messages."""
+    if isinstance(value, Message):
+        yield from _faults(value, place, depth + 1)
+    elif hasattr(value, "items"):
+        for key, item in value.items():
+            if isinstance(item, Message):
+                yield from _faults(item, f"{place}[{key}]", depth + 1)
+    else:
+        for number, item in enumerate(value):
+            if isinstance(item, Message):
+                yield from _faults(item, f"{place}[{number}]", depth + 1)
