@@ -175,7 +175,10 @@ class Connection:
         """Highest stream id that the peer opened (server) or that we opened (client)."""
         self._next_id = 1
         self._decoder: Decoder | None = Decoder(max_header_list_size=MAX_HEADER_BLOCK * 4)
-        self._settings_unacked = 1
+        self._unacked_settings: deque[bool] = deque()
+        """SETTINGS under way; True for the one that says HEADER_TABLE_SIZE = 0."""
+        self._has_asked_stateless = False
+        self._stateful_blocks = 0
         self._block: bytearray | None = None
         self._block_stream = 0
         self._block_ended = False
@@ -186,7 +189,6 @@ class Connection:
         self._blocked: dict[int, Stream] = {}
         """Streams with data that waits for window, in the order in which they began to wait."""
         announced = {
-            frames.HEADER_TABLE_SIZE: 0,
             frames.INITIAL_WINDOW_SIZE: settings.initial_stream_window,
             frames.MAX_FRAME_SIZE: settings.max_frame_size,
         }
@@ -194,9 +196,14 @@ class Connection:
             announced[frames.MAX_CONCURRENT_STREAMS] = settings.max_concurrent_streams
             announced[frames.MAX_HEADER_LIST_SIZE] = MAX_HEADER_BLOCK
         else:
+            # A server that takes this before its first response never sends a block with state. A client's first requests
+            # come before our SETTINGS anyway: it is asked with its second header block, see `_on_block`.
+            announced[frames.HEADER_TABLE_SIZE] = 0
+            self._has_asked_stateless = True
             announced[frames.ENABLE_PUSH] = 0
             self.out += frames.PREFACE
         self.out += frames.settings(announced)
+        self._unacked_settings.append(self._has_asked_stateless)
         extra = settings.initial_connection_window - frames.DEFAULT_WINDOW
         if extra > 0:
             self.out += frames.window_update(0, extra)
@@ -269,6 +276,11 @@ class Connection:
     def _on_block(self, stream_id: int, block: bytes, ended: bool) -> None:
         """A whole header block."""
         if self._decoder is not None:
+            self._stateful_blocks += 1
+            if not self._has_asked_stateless and self._stateful_blocks > 1:
+                self._has_asked_stateless = True
+                self.out += frames.settings({frames.HEADER_TABLE_SIZE: 0})
+                self._unacked_settings.append(True)
             block = self._restate(block)
         stream = self.streams.get(stream_id)
         if stream is not None:
@@ -466,8 +478,7 @@ class Connection:
         if flags & frames.ACK:
             if payload:
                 raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS acknowledgement with a payload")
-            if self._settings_unacked:
-                self._settings_unacked -= 1
+            if self._unacked_settings and self._unacked_settings.popleft():
                 self._decoder = None  # from here on, equal bytes mean equal headers
             return
         if len(payload) % 6:

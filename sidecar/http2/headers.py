@@ -70,8 +70,8 @@ def split(block: bytes) -> list[RawField]:
                 fields.append((field, field))
                 continue
             if first & 0xE0 == 0x20:
-                allowed, at = _integer(block, at, 0x1F)
-                if allowed or fields:
+                table_size, at = _integer(block, at, 0x1F)
+                if table_size or fields:
                     raise HeaderError("table size update that was not allowed")
                 continue
             mask = 0x3F if first & 0x40 else 0x0F

@@ -105,6 +105,7 @@ class DecisionCache:
         self._chance = chance
         self._masked: dict[bytes, Decision] = {}
         self._kinds: dict[bytes, int] = {}
+        self._checked: dict[bytes, None] = {}
         self._router: Router | None = None
         self._clusters: dict[str, Cluster] = {}
         self._limits: tuple[Limit, ...] = ()
@@ -118,6 +119,7 @@ class DecisionCache:
         self.exact = {}
         self._masked = {}
         self._kinds = {}
+        self._checked = {}
 
     def plan(self, block: bytes, seen: dict[bytes, None]) -> Plan:
         """What to do with a block that `exact` does not hold; `seen` is the connection's doorkeeper.
@@ -151,6 +153,7 @@ class DecisionCache:
     def _sort(self, fields: list[RawField]) -> tuple[bytes, bytes, float]:
         """(what the decision depends on, block to forward, seconds of grpc-timeout)."""
         kinds = self._kinds
+        checked = self._checked
         key: list[bytes] = []
         forward: list[bytes] = []
         timeout = 0.0
@@ -175,11 +178,23 @@ class DecisionCache:
                 elif kind == _TE:
                     if headers.value_of(field) != b"trailers":
                         raise Malformed("te is not trailers")
-                elif _BAD_VALUE.search(whole, len(head)) and _BAD_VALUE.search(headers.value_of(field)):
-                    # The first search also hits lengths and Huffman codes: only then is the value decoded.
-                    raise Malformed("NUL, CR or LF in a value")
+                elif whole not in checked:
+                    self._check(field)
             forward.append(whole)
         return b"".join(key), b"".join(forward), timeout
+
+    def _check(self, field: RawField) -> None:
+        """Refuse a value that would break the connection upstream, which other callers share.
+
+        Raises HeaderError for a bad Huffman code, Malformed for NUL, CR or LF (RFC 9113 §8.2.1).
+        """
+        value = headers.value_of(field)
+        if _BAD_VALUE.search(value):
+            raise Malformed("NUL, CR or LF in a value")
+        if len(self._checked) >= MAX_ENTRIES:
+            self._checked.clear()
+        if len(field[1]) <= MAX_CACHED_BLOCK:
+            self._checked[field[1]] = None
 
     def _kind_of(self, field: RawField) -> int:
         """How fields with this raw name are treated; remembered."""

@@ -133,14 +133,14 @@ class Accepted(asyncio.Protocol):
         elif len(self._data) > MAX_HEAD:
             self._refuse(431, f"the request's head is over {MAX_HEAD} bytes")
         elif not self._data[:1].isupper():
-            self._refuse(400, "neither HTTP/2 nor HTTP/1.1")
+            self.close()
 
     def _on_head(self) -> None:
         """An HTTP/1.1 request: CONNECT, or something that is not spoken here."""
         head, _, rest = self._data.partition(b"\r\n\r\n")
         words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
         if len(words) != 3 or not words[2].startswith("HTTP/1."):
-            self._refuse(400, "the request line is malformed")
+            self.close()  # not HTTP/1.1 either: whatever it is, it would not understand an answer
             return
         method, target, _ = words
         if method != "CONNECT":
