@@ -1,0 +1,48 @@
+"""The kinds of resources: their names in YAML, on the command line and in the schema."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from proto.mesh.v1 import api_pb2
+
+REMORA: Final = "remora.dev/v1"
+GATEWAY: Final = "gateway.networking.k8s.io/v1"
+DEFAULT_NAMESPACE: Final = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of resource."""
+
+    name: str
+    """As `kind` in YAML."""
+    field: str
+    """Field of the oneof `spec` of the message `Resource`."""
+    plural: str
+    api_version: str = REMORA
+
+
+KINDS: Final = (
+    Kind("Service", "service", "services"),
+    Kind("GRPCRoute", "grpc_route", "grpcroutes", GATEWAY),
+    Kind("LoadBalancingPolicy", "load_balancing_policy", "loadbalancingpolicies"),
+    Kind("RateLimitPolicy", "rate_limit_policy", "ratelimitpolicies"),
+)
+_BY_FIELD: Final = {kind.field: kind for kind in KINDS}
+_BY_ANY_NAME: Final = {spelling: kind for kind in KINDS for spelling in (kind.name.lower(), kind.plural)}
+
+
+def of(resource: api_pb2.Resource) -> Kind:
+    """The kind of a resource whose spec is set."""
+    return _BY_FIELD[str(resource.WhichOneof("spec"))]
+
+
+def named(text: str) -> Kind | None:
+    """The kind that a user means by `GRPCRoute`, `grpcroute` or `grpcroutes`."""
+    return _BY_ANY_NAME.get(text.lower())
+
+
+def describe(resource: api_pb2.Resource) -> str:
+    """`KIND NAMESPACE/NAME`, for messages."""
+    metadata = resource.metadata
+    return f"{of(resource).name} {metadata.namespace or DEFAULT_NAMESPACE}/{metadata.name}"
