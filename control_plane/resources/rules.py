@@ -20,10 +20,24 @@ from control_plane.resources.errors import Fault
 MAX_DEPTH: Final = 100
 _CODE: Final = "RMR0010"
 _NUMBERS: Final = frozenset(
-    ["float", "double", "int32", "int64", "uint32", "uint64", "sint32", "sint64", "fixed32", "fixed64", "sfixed32", "sfixed64"]
+    [
+        "float",
+        "double",
+        "int32",
+        "int64",
+        "uint32",
+        "uint64",
+        "sint32",
+        "sint64",
+        "fixed32",
+        "fixed64",
+        "sfixed32",
+        "sfixed64",
+    ]
 )
 _WRAPPERS: Final = frozenset(
-    f"google.protobuf.{name}Value" for name in ["Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String", "Bytes"]
+    f"google.protobuf.{name}Value"
+    for name in ["Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String", "Bytes"]
 )
 _BOUNDS: Final = (
     ("gt", operator.gt, "more than"),

@@ -5,7 +5,7 @@ so a caller may rely on everything that is written here and on nothing else. The
 revisions and leases, and nothing of meshes.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -137,7 +137,7 @@ class Store(Protocol):
         """End the lease and delete its keys now; no error if it is gone."""
         ...
 
-    def watch(self, prefix: bytes, start_revision: int) -> AsyncIterator[tuple[Event, ...]]:
+    def watch(self, prefix: bytes, start_revision: int) -> AsyncGenerator[tuple[Event, ...], None]:
         """Every event from `start_revision` on, in order, none twice; a tuple holds whole revisions.
 
         Survives reconnects. Raises Compacted if the history from there on is gone. Ends when its consumer closes it.

@@ -15,7 +15,7 @@ import fcntl
 import os
 import sqlite3
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,7 +165,7 @@ class EmbeddedStore:
         items = sorted((item for key, item in self._data.items() if key.startswith(prefix)), key=lambda item: item.key)
         return Listing(tuple(items), self._revision)
 
-    async def watch(self, prefix: bytes, start_revision: int) -> AsyncIterator[tuple[Event, ...]]:
+    async def watch(self, prefix: bytes, start_revision: int) -> AsyncGenerator[tuple[Event, ...], None]:
         self._check_open()
         next_revision = start_revision
         while True:

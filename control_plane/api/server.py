@@ -1,0 +1,95 @@
+"""One control-plane process: store, mirror, ADS, API, put together and taken apart."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+from envoy.service.discovery.v3 import ads_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from control_plane.ads.service import AdsService
+from control_plane.api import http
+from control_plane.api.service import MeshService, RegistryService, Resources
+from control_plane.registry.mirror import Mirror
+from control_plane.registry.registry import Registry
+from control_plane.store import open_store
+from proto.mesh.v1 import api_pb2, api_pb2_grpc
+
+MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
+LOAD_TIMEOUT_S: Final = 10.0
+STOP_GRACE_S: Final = 1.0
+_OPTIONS: Final = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+
+class CannotListen(Exception):
+    """An address cannot be listened on; the text says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPlane:
+    """A running control plane."""
+
+    port: int
+    """Of xDS and API."""
+    mirror: Mirror
+    ads: AdsService
+
+
+@asynccontextmanager
+async def running(
+    listen: tuple[str, int], store_target: str, http_listen: tuple[str, int] | None
+) -> AsyncIterator[ControlPlane]:
+    """Run a control plane as long as the context lasts. Raises StoreError, CannotListen."""
+    store = await open_store(store_target)
+    mirror = Mirror(store)
+    ads = AdsService()
+    mirror.on_change(ads.on_state)
+    follower = asyncio.create_task(mirror.run())
+    server = grpc.aio.server(options=list(_OPTIONS))
+    web = None
+    try:
+        async with asyncio.timeout(LOAD_TIMEOUT_S):
+            await mirror.is_loaded.wait()
+        api_pb2_grpc.add_ResourcesServicer_to_server(Resources(store, mirror, ads), server)
+        api_pb2_grpc.add_RegistryServicer_to_server(RegistryService(Registry(store), mirror, ads), server)
+        api_pb2_grpc.add_MeshServicer_to_server(MeshService(mirror, ads), server)
+        server.add_generic_rpc_handlers((ads.handler(),))
+        healths = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(healths, server)
+        await healths.set("", health_pb2.HealthCheckResponse.SERVING)
+        services = [service.full_name for service in api_pb2.DESCRIPTOR.services_by_name.values()]
+        services += [service.full_name for service in ads_pb2.DESCRIPTOR.services_by_name.values()]
+        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        try:
+            port = server.add_insecure_port(f"{listen[0]}:{listen[1]}")
+        except RuntimeError:
+            raise CannotListen(
+                f"cannot listen on {listen[0]}:{listen[1]}: the port is taken, or the address is not of this machine"
+            ) from None
+        if http_listen is not None:
+            try:
+                web = http.serve(*http_listen, mirror, ads)
+            except OSError as error:
+                reason = (error.strerror or str(error)).lower()
+                raise CannotListen(f"cannot listen on {http_listen[0]}:{http_listen[1]}: {reason}") from None
+        await server.start()
+        yield ControlPlane(port, mirror, ads)
+    finally:
+        await server.stop(STOP_GRACE_S)
+        if web is not None:
+            await asyncio.get_running_loop().run_in_executor(None, web.shutdown)
+            web.server_close()
+        follower.cancel()
+        await asyncio.gather(follower, return_exceptions=True)
+        await store.close()

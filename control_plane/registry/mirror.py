@@ -1,0 +1,78 @@
+"""The store's content in memory, kept fresh by a watch; while the store is away, the last state is served."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import aclosing
+from random import random
+from time import monotonic
+from typing import Final
+
+from control_plane.registry import keys, state
+from control_plane.registry.state import State
+from control_plane.store.contract import Compacted, Store, StoreUnavailable
+
+log = logging.getLogger("remora.registry")
+
+FIRST_BACKOFF_S: Final = 0.2
+LONGEST_BACKOFF_S: Final = 5.0
+
+
+class Mirror:
+    """Holds `state`; tells `on_change` after each swap, at most once per batch of events."""
+
+    def __init__(self, store: Store) -> None:
+        self.state = State()
+        self.stale_since: float | None = None
+        """Monotonic seconds since when the store cannot be watched; None while it can."""
+        self.is_loaded = asyncio.Event()
+        self._store = store
+        self._listeners: list[Callable[[State], None]] = []
+        self._changed = asyncio.Condition()
+
+    def on_change(self, listener: Callable[[State], None]) -> None:
+        """Call `listener` with every new state."""
+        self._listeners.append(listener)
+
+    async def run(self) -> None:
+        """Follow the store for ever."""
+        failures = 0
+        while True:
+            try:
+                await self._load()
+                failures = 0
+                await self._follow()
+            except Compacted as error:
+                log.info("%s", error)
+            except StoreUnavailable as error:
+                if self.stale_since is None:
+                    self.stale_since = monotonic()
+                    log.warning("serving the last state: %s", error)
+                failures += 1
+                wait = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures, 10))
+                await asyncio.sleep(wait * (0.5 + random()))
+
+    async def _load(self) -> None:
+        listing = await self._store.range(keys.ROOT)
+        resources = [item for item in listing.items if item.key.startswith(keys.RESOURCES)]
+        instances = [item for item in listing.items if item.key.startswith(keys.INSTANCES)]
+        self.stale_since = None
+        await self._swap(state.load(resources, instances, listing.revision))
+        self.is_loaded.set()
+
+    async def _follow(self) -> None:
+        async with aclosing(self._store.watch(keys.ROOT, self.state.revision + 1)) as events:
+            async for batch in events:
+                await self._swap(state.advance(self.state, batch))
+
+    async def _swap(self, fresh: State) -> None:
+        self.state = fresh
+        for listener in self._listeners:
+            listener(fresh)
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def reached(self, revision: int) -> None:
+        """Return once the state is at least at a revision that changed something."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.state.revision >= revision)

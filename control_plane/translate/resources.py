@@ -1,0 +1,402 @@
+"""Views to Envoy's messages, serialised: pure, and remembered so that equal views share their bytes.
+
+Each function returns the bytes of one message; its field choices are Envoy's, see the names.
+"""
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, Final
+
+from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
+from envoy.config.core.v3 import address_pb2, base_pb2, config_source_pb2, health_check_pb2
+from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
+from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
+from envoy.extensions.filters.http.router.v3 import router_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
+from envoy.type.matcher.v3 import regex_pb2, string_pb2
+from envoy.type.v3 import percent_pb2, token_bucket_pb2
+from google.protobuf import any_pb2, duration_pb2, struct_pb2, wrappers_pb2
+
+from control_plane.translate.view import LimitView, RuleView, ServiceView, cluster_name
+from proto.mesh.v1 import policy_pb2, service_pb2
+from proto.mesh.v1 import route_pb2 as mesh_route_pb2
+
+REMEMBERED: Final = 65_536
+"""Translated resources that are kept; more than any mesh of this size has."""
+INBOUND: Final = "inbound"
+OUTBOUND: Final = "outbound"
+OUTBOUND_MESH: Final = "outbound_mesh"
+TUNNEL: Final = "outbound_tunnel"
+CONNECT_TIMEOUT_S: Final = 1
+MAX_REQUESTS: Final = 100_000
+"""Wide enough not to be a limit by itself: limits are what a policy sets."""
+RETRIES: Final = 2
+RETRY_ON: Final = "connect-failure,refused-stream,reset-before-request"
+"""Only where the call provably never reached the application."""
+
+_HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_MANAGER: Final = "envoy.filters.network.http_connection_manager"
+_ALGORITHMS: Final = {
+    policy_pb2.LoadBalancingPolicySpec.RoundRobin: cluster_pb2.Cluster.ROUND_ROBIN,
+    policy_pb2.LoadBalancingPolicySpec.Random: cluster_pb2.Cluster.RANDOM,
+    policy_pb2.LoadBalancingPolicySpec.LeastRequest: cluster_pb2.Cluster.LEAST_REQUEST,
+}
+_HEALTH: Final = {
+    service_pb2.HEALTH_UNKNOWN: health_check_pb2.UNKNOWN,
+    service_pb2.HEALTHY: health_check_pb2.HEALTHY,
+    service_pb2.UNHEALTHY: health_check_pb2.UNHEALTHY,
+    service_pb2.DRAINING: health_check_pb2.DRAINING,
+}
+
+
+def _any(message: Any) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message, deterministic=True)
+    return packed
+
+
+def _bytes(message: Any) -> bytes:
+    data: bytes = message.SerializeToString(deterministic=True)
+    return data
+
+
+def _uint(value: int) -> wrappers_pb2.UInt32Value:
+    return wrappers_pb2.UInt32Value(value=value)
+
+
+def _none() -> duration_pb2.Duration:
+    """0 seconds, which is Envoy's way to say `no time-out`."""
+    return duration_pb2.Duration()
+
+
+def _ads() -> Any:
+    return config_source_pb2.ConfigSource(
+        ads=config_source_pb2.AggregatedConfigSource(), resource_api_version=config_source_pb2.V3
+    )
+
+
+def _address(host: str, port: int) -> Any:
+    return address_pb2.Address(socket_address=address_pb2.SocketAddress(address=host, port_value=port))
+
+
+def _http2_options() -> dict[str, any_pb2.Any]:
+    options = http_protocol_options_pb2.HttpProtocolOptions()
+    options.explicit_http_config.http2_protocol_options.SetInParent()
+    return {_HTTP_OPTIONS: _any(options)}
+
+
+# -- clusters and endpoints ---------------------------------------------------------------------------
+
+
+@lru_cache(REMEMBERED)
+def cluster(name: str, algorithm: policy_pb2.LoadBalancingPolicySpec.Algorithm.ValueType) -> bytes:
+    """The cluster of a service, its endpoints by EDS."""
+    message = cluster_pb2.Cluster(
+        name=name,
+        type=cluster_pb2.Cluster.EDS,
+        eds_cluster_config=cluster_pb2.Cluster.EdsClusterConfig(eds_config=_ads()),
+        connect_timeout=duration_pb2.Duration(seconds=CONNECT_TIMEOUT_S),
+        lb_policy=_ALGORITHMS[algorithm],
+        typed_extension_protocol_options=_http2_options(),
+        circuit_breakers=circuit_breaker_pb2.CircuitBreakers(
+            thresholds=[
+                circuit_breaker_pb2.CircuitBreakers.Thresholds(
+                    max_connections=_uint(MAX_REQUESTS),
+                    max_pending_requests=_uint(MAX_REQUESTS),
+                    max_requests=_uint(MAX_REQUESTS),
+                    max_retries=_uint(MAX_REQUESTS),
+                )
+            ]
+        ),
+    )
+    # No panic: an endpoint that is draining or not healthy gets no calls, however few are left.
+    message.common_lb_config.healthy_panic_threshold.value = 0
+    return _bytes(message)
+
+
+@lru_cache(REMEMBERED)
+def endpoints(service: ServiceView) -> bytes:
+    """The endpoints of a service, grouped by locality."""
+    message = endpoint_pb2.ClusterLoadAssignment(cluster_name=cluster_name(service.namespace, service.name))
+    for locality in sorted({endpoint.locality for endpoint in service.endpoints}):
+        members = [endpoint for endpoint in service.endpoints if endpoint.locality == locality]
+        region, zone, sub_zone = locality
+        group = message.endpoints.add(
+            locality=base_pb2.Locality(region=region, zone=zone, sub_zone=sub_zone),
+            load_balancing_weight=_uint(sum(endpoint.weight for endpoint in members)),
+        )
+        for endpoint in members:
+            labels = struct_pb2.Struct()
+            labels.update({"version": endpoint.version, "instance": endpoint.id})
+            group.lb_endpoints.append(
+                endpoint_components_pb2.LbEndpoint(
+                    endpoint=endpoint_components_pb2.Endpoint(address=_address(endpoint.address, endpoint.port)),
+                    health_status=_HEALTH[endpoint.health],
+                    load_balancing_weight=_uint(endpoint.weight),
+                    metadata=base_pb2.Metadata(filter_metadata={"envoy.lb": labels}),
+                )
+            )
+    return _bytes(message)
+
+
+@lru_cache(REMEMBERED)
+def inbound_cluster(host: str, port: int) -> bytes:
+    """The application beside the sidecar."""
+    return _bytes(
+        cluster_pb2.Cluster(
+            name=INBOUND,
+            type=cluster_pb2.Cluster.STATIC,
+            connect_timeout=duration_pb2.Duration(seconds=CONNECT_TIMEOUT_S),
+            typed_extension_protocol_options=_http2_options(),
+            circuit_breakers=circuit_breaker_pb2.CircuitBreakers(
+                thresholds=[
+                    circuit_breaker_pb2.CircuitBreakers.Thresholds(
+                        max_connections=_uint(MAX_REQUESTS),
+                        max_pending_requests=_uint(MAX_REQUESTS),
+                        max_requests=_uint(MAX_REQUESTS),
+                    )
+                ]
+            ),
+            load_assignment=_single(INBOUND, endpoint_components_pb2.Endpoint(address=_address(host, port))),
+        )
+    )
+
+
+@lru_cache(1)
+def tunnel_cluster() -> bytes:
+    """From the CONNECT listener to the listener that speaks HTTP/2 inside the tunnel."""
+    inside = address_pb2.Address(
+        envoy_internal_address=address_pb2.EnvoyInternalAddress(server_listener_name=OUTBOUND_MESH)
+    )
+    return _bytes(
+        cluster_pb2.Cluster(
+            name=TUNNEL,
+            type=cluster_pb2.Cluster.STATIC,
+            load_assignment=_single(TUNNEL, endpoint_components_pb2.Endpoint(address=inside)),
+        )
+    )
+
+
+def _single(name: str, endpoint: Any) -> Any:
+    return endpoint_pb2.ClusterLoadAssignment(
+        cluster_name=name,
+        endpoints=[
+            endpoint_components_pb2.LocalityLbEndpoints(
+                lb_endpoints=[endpoint_components_pb2.LbEndpoint(endpoint=endpoint)]
+            )
+        ],
+    )
+
+
+# -- routes -------------------------------------------------------------------------------------------
+
+
+@lru_cache(4096)
+def route_configuration(services: tuple[ServiceView, ...], namespace: str) -> bytes:
+    """All services as virtual hosts, as a node in `namespace` may call them."""
+    message = route_pb2.RouteConfiguration(name=OUTBOUND)
+    for service in services:
+        message.virtual_hosts.append(_virtual_host(service, service.namespace == namespace))
+    return _bytes(message)
+
+
+def routing_part(service: ServiceView) -> ServiceView:
+    """The service without what routes do not depend on: endpoints come and go without touching routes."""
+    return replace(service, algorithm=policy_pb2.LoadBalancingPolicySpec.RoundRobin, endpoints=())
+
+
+@lru_cache(REMEMBERED)
+def _virtual_host(service: ServiceView, has_short_name: bool) -> Any:
+    names = [service.host, service.name] if has_short_name else [service.host]
+    domains: list[str] = []
+    for name in names:
+        domains.append(name)
+        domains += [f"{name}:{port}" for port in service.ports] or [f"{name}:*"]
+    host = route_components_pb2.VirtualHost(name=service.host, domains=domains)
+    for rule in service.rules:
+        host.routes.append(_route(rule))
+    if not service.rules:
+        default = RuleView("default", b"", ((cluster_name(service.namespace, service.name), 1),))
+        host.routes.append(_route(default))
+    return host
+
+
+def _route(rule: RuleView) -> Any:
+    action = route_components_pb2.RouteAction(
+        timeout=_none(),
+        retry_policy=route_components_pb2.RetryPolicy(
+            retry_on=RETRY_ON,
+            num_retries=_uint(RETRIES),
+            retry_host_predicate=[
+                route_components_pb2.RetryPolicy.RetryHostPredicate(
+                    name="envoy.retry_host_predicates.previous_hosts",
+                    typed_config=_any(previous_hosts_pb2.PreviousHostsPredicate()),
+                )
+            ],
+            host_selection_retry_max_attempts=5,
+        ),
+    )
+    if len(rule.backends) == 1:
+        action.cluster = rule.backends[0][0]
+    else:
+        for name, weight in rule.backends:
+            action.weighted_clusters.clusters.add(name=name, weight=_uint(weight))
+    return route_components_pb2.Route(name=rule.name, match=_match(rule.match), route=action)
+
+
+def _regex(pattern: str) -> Any:
+    return regex_pb2.RegexMatcher(regex=pattern)
+
+
+def _match(data: bytes) -> Any:
+    match = mesh_route_pb2.GRPCRouteMatch.FromString(data)
+    method = match.method
+    headers = []
+    for header in match.headers:
+        if header.type == "RegularExpression":
+            string = string_pb2.StringMatcher(safe_regex=_regex(header.value))
+        else:
+            string = string_pb2.StringMatcher(exact=header.value)
+        headers.append(route_components_pb2.HeaderMatcher(name=header.name, string_match=string))
+    if method.type == "RegularExpression" or (method.method and not method.service):
+        is_regex = method.type == "RegularExpression"
+        service = (method.service if is_regex else "") or "[^/]+"
+        name = method.method or "[^/]+"
+        pattern = f"/{service}/{name if is_regex or not method.method else _escape(name)}"
+        return route_components_pb2.RouteMatch(safe_regex=_regex(pattern), headers=headers)
+    if method.service and method.method:
+        return route_components_pb2.RouteMatch(path=f"/{method.service}/{method.method}", headers=headers)
+    if method.service:
+        return route_components_pb2.RouteMatch(prefix=f"/{method.service}/", headers=headers)
+    return route_components_pb2.RouteMatch(prefix="/", headers=headers)
+
+
+def _escape(text: str) -> str:
+    """RE2 and Python agree on backslashes before punctuation."""
+    return "".join(char if char.isalnum() or char == "_" else f"\\{char}" for char in text)
+
+
+# -- listeners ----------------------------------------------------------------------------------------
+
+
+def _listener(name: str, manager: Any, direction: int, **where: Any) -> bytes:
+    return _bytes(
+        listener_pb2.Listener(
+            name=name,
+            traffic_direction=direction,
+            filter_chains=[
+                listener_components_pb2.FilterChain(
+                    filters=[listener_components_pb2.Filter(name=_MANAGER, typed_config=_any(manager))]
+                )
+            ],
+            **where,
+        )
+    )
+
+
+def _router() -> Any:
+    return http_connection_manager_pb2.HttpFilter(
+        name="envoy.filters.http.router", typed_config=_any(router_pb2.Router())
+    )
+
+
+@lru_cache(REMEMBERED)
+def inbound_listener(host: str, port: int, limits: tuple[LimitView, ...]) -> bytes:
+    """Calls from the mesh to the application, with its rate limits."""
+    manager = http_connection_manager_pb2.HttpConnectionManager(
+        stat_prefix=INBOUND,
+        route_config=route_pb2.RouteConfiguration(
+            name=INBOUND,
+            virtual_hosts=[
+                route_components_pb2.VirtualHost(
+                    name="*",
+                    domains=["*"],
+                    routes=[
+                        route_components_pb2.Route(
+                            name=INBOUND,
+                            match=route_components_pb2.RouteMatch(prefix="/"),
+                            route=route_components_pb2.RouteAction(cluster=INBOUND, timeout=_none()),
+                        )
+                    ],
+                )
+            ],
+        ),
+        http_filters=[*(_limit(limit) for limit in limits), _router()],
+    )
+    return _listener(INBOUND, manager, base_pb2.INBOUND, address=_address(host, port))
+
+
+def _limit(limit: LimitView) -> Any:
+    all_calls = base_pb2.RuntimeFractionalPercent(default_value=percent_pb2.FractionalPercent(numerator=100))
+    none = base_pb2.RuntimeFractionalPercent(default_value=percent_pb2.FractionalPercent(numerator=0))
+    interval = duration_pb2.Duration()
+    interval.FromNanoseconds(limit.interval_ns)
+    return http_connection_manager_pb2.HttpFilter(
+        name="envoy.filters.http.local_ratelimit",
+        typed_config=_any(
+            local_rate_limit_pb2.LocalRateLimit(
+                stat_prefix=limit.policy,
+                token_bucket=token_bucket_pb2.TokenBucket(
+                    max_tokens=limit.burst, tokens_per_fill=_uint(limit.requests), fill_interval=interval
+                ),
+                filter_enabled=all_calls,
+                filter_enforced=all_calls if limit.is_enforced else none,
+                rate_limited_as_resource_exhausted=True,
+            )
+        ),
+    )
+
+
+@lru_cache(REMEMBERED)
+def outbound_listener(host: str, port: int) -> bytes:
+    """CONNECT from the application's gRPC library (`grpc_proxy`)."""
+    manager = http_connection_manager_pb2.HttpConnectionManager(
+        stat_prefix="outbound_connect",
+        upgrade_configs=[http_connection_manager_pb2.HttpConnectionManager.UpgradeConfig(upgrade_type="CONNECT")],
+        route_config=route_pb2.RouteConfiguration(
+            name="outbound_connect",
+            virtual_hosts=[
+                route_components_pb2.VirtualHost(
+                    name="*",
+                    domains=["*"],
+                    routes=[
+                        route_components_pb2.Route(
+                            match=route_components_pb2.RouteMatch(
+                                connect_matcher=route_components_pb2.RouteMatch.ConnectMatcher()
+                            ),
+                            route=route_components_pb2.RouteAction(
+                                cluster=TUNNEL,
+                                timeout=_none(),
+                                upgrade_configs=[
+                                    route_components_pb2.RouteAction.UpgradeConfig(
+                                        upgrade_type="CONNECT",
+                                        connect_config=route_components_pb2.RouteAction.UpgradeConfig.ConnectConfig(),
+                                    )
+                                ],
+                            ),
+                        )
+                    ],
+                )
+            ],
+        ),
+        http_filters=[_router()],
+    )
+    return _listener(OUTBOUND, manager, base_pb2.OUTBOUND, address=_address(host, port))
+
+
+@lru_cache(1)
+def mesh_listener() -> bytes:
+    """HTTP/2 inside the tunnel, to the names of the mesh."""
+    manager = http_connection_manager_pb2.HttpConnectionManager(
+        stat_prefix=OUTBOUND,
+        codec_type=http_connection_manager_pb2.HttpConnectionManager.HTTP2,
+        rds=http_connection_manager_pb2.Rds(route_config_name=OUTBOUND, config_source=_ads()),
+        http_filters=[_router()],
+    )
+    return _listener(
+        OUTBOUND_MESH, manager, base_pb2.OUTBOUND, internal_listener=listener_pb2.Listener.InternalListenerConfig()
+    )

@@ -1,0 +1,36 @@
+"""HOST:PORT and durations as users write them."""
+
+import re
+from typing import Final
+
+_DURATION: Final = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h)?$")
+_UNIT_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class UsageError(Exception):
+    """What the user gave cannot be used; the text says why."""
+
+
+def host_port(text: str, option: str) -> tuple[str, int]:
+    """Split HOST:PORT. Raises UsageError."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not host or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f'{option}: "{text}" is not HOST:PORT, such as 127.0.0.1:15010')
+    return host, int(port)
+
+
+def seconds(text: str, option: str) -> float:
+    """A duration such as 30s, 500ms, 2m; a bare number is seconds. Raises UsageError."""
+    match = _DURATION.match(text)
+    if match is None:
+        raise UsageError(f'{option}: "{text}" is no duration, such as 30s, 500ms or 2m')
+    return float(match[1]) * _UNIT_S[match[2] or "s"]
+
+
+def service_name(text: str) -> tuple[str, str]:
+    """(name, namespace) of NAME or NAME.NAMESPACE. Raises UsageError."""
+    name, _, namespace = text.partition(".")
+    for part in (name, namespace or "default"):
+        if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", part):
+            raise UsageError(f'service "{text}" is not NAME or NAME.NAMESPACE: lower-case letters, digits and - only')
+    return name, namespace or "default"

@@ -1,0 +1,51 @@
+"""`remora up`: the control plane in the foreground."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import uvloop
+
+from control_plane.api.server import CannotListen, running
+from control_plane.store.contract import StoreError
+from remora import exits
+from remora.addresses import host_port
+
+
+def default_store() -> str:
+    """Where the embedded store is if nobody says otherwise."""
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return str(Path(base) / "remora" / "store")
+
+
+def run(listen: str, store: str | None, http: str) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code. Raises UsageError."""
+    return uvloop.run(_serve(host_port(listen, "--listen"), store or default_store(), host_port(http, "--http")))
+
+
+async def _serve(listen: tuple[str, int], store: str, http: tuple[str, int]) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        async with running(listen, store, http) as plane:
+            print(
+                f"remora control plane: xDS and API on {listen[0]}:{plane.port}, /metrics and /healthz on "
+                f"{http[0]}:{http[1]}, store {store}",
+                file=sys.stderr,
+                flush=True,
+            )
+            await stop.wait()
+    except CannotListen as error:
+        print(f"remora up: {error}", file=sys.stderr)
+        return exits.BAD_INPUT
+    except StoreError as error:
+        print(f"remora up: {error}", file=sys.stderr)
+        return exits.UNREACHABLE
+    except TimeoutError:
+        print(f"remora up: the store {store} does not answer", file=sys.stderr)
+        return exits.UNREACHABLE
+    return exits.DONE
