@@ -1,7 +1,9 @@
 # Remora. `make help` lists what can be made.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-PYTHON ?= $(firstword $(foreach v,3.13 3.12 3.11,$(shell command -v python$(v))) python3)
+# The first that runs and is new enough: a version manager's shim may be on the PATH and lead nowhere.
+PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard proto/*/v1/*.proto)

@@ -56,7 +56,10 @@ async def _serve(bootstrap: Bootstrap) -> int:
         # Imported here: a sidecar without an admin endpoint does not pay for prometheus-client.
         from sidecar.telemetry.admin import Admin, AdminError
 
-        admin = Admin(stats, is_ready.is_set, lambda: proxy.configuration)
+        def drain_inbound() -> bool:
+            return asyncio.run_coroutine_threadsafe(proxy.drain_inbound(DRAIN_TIMEOUT_S), loop).result()
+
+        admin = Admin(stats, is_ready.is_set, lambda: proxy.configuration, drain_inbound)
         try:
             admin.start(*bootstrap.admin)
         except AdminError as error:

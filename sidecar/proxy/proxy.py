@@ -6,6 +6,7 @@ its connections, whatever happens to its endpoints.
 """
 
 import asyncio
+from collections.abc import Sequence
 from time import monotonic
 from typing import Final
 
@@ -127,22 +128,19 @@ class Proxy:
             return None
         return self.listeners.get(cluster.config.internal_listener)
 
-    async def drain(self, timeout_s: float) -> bool:
-        """Finish what runs, inbound first: an application that finishes its calls may still need its outbound ones.
+    async def drain_inbound(self, timeout_s: float) -> bool:
+        """Send inbound clients elsewhere and let their calls finish; True if they did within `timeout_s`.
 
-        True if every call finished within `timeout_s`; what is left then is cut.
+        Outbound goes on: an application that finishes its calls may still need to make some.
         """
-        end = monotonic() + timeout_s
         inbound = [listener for listener in self.listeners.values() if listener.config.direction is Direction.INBOUND]
-        others = [listener for listener in self.listeners.values() if listener not in inbound]
-        is_clean = True
-        for group in (inbound, others):
-            for listener in group:
-                listener.drain()
-            while any(listener.calls for listener in group) and monotonic() < end:
-                await asyncio.sleep(DRAIN_POLL_S)
-            is_clean = is_clean and not any(listener.calls for listener in group)
-        return is_clean
+        return await _drain(inbound, monotonic() + timeout_s)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Finish what runs, inbound first; True if every call finished within `timeout_s`, what is left then is cut."""
+        end = monotonic() + timeout_s
+        is_inbound_clean = await self.drain_inbound(timeout_s)
+        return await _drain(list(self.listeners.values()), end) and is_inbound_clean
 
     def close(self) -> None:
         """Stop at once."""
@@ -154,3 +152,11 @@ class Proxy:
 
 def _same_address(one: ListenerConfig, other: ListenerConfig) -> bool:
     return (one.host, one.port, one.is_internal) == (other.host, other.port, other.is_internal)
+
+
+async def _drain(listeners: Sequence[Listener], end: float) -> bool:
+    for listener in listeners:
+        listener.drain()
+    while any(listener.calls for listener in listeners) and monotonic() < end:
+        await asyncio.sleep(DRAIN_POLL_S)
+    return not any(listener.calls for listener in listeners)

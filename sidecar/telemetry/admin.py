@@ -24,15 +24,25 @@ class AdminError(Exception):
 
 
 class Admin:
-    """Serves /ready, /metrics, /stats/prometheus and /config_dump."""
+    """Serves /ready, /metrics, /stats/prometheus, /config_dump, and POST /drain_listeners.
 
-    def __init__(self, stats: Stats, is_ready: Callable[[], bool], configuration: Callable[[], Any]) -> None:
+    `drain_inbound` is called in the admin thread; it returns when the inbound calls are over: True if all finished.
+    """
+
+    def __init__(
+        self,
+        stats: Stats,
+        is_ready: Callable[[], bool],
+        configuration: Callable[[], Any],
+        drain_inbound: Callable[[], bool],
+    ) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(StatsCollector(stats))
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         self._is_ready = is_ready
         self._configuration = configuration
+        self._drain_inbound = drain_inbound
         self._server: ThreadingHTTPServer | None = None
 
     def start(self, host: str, port: int) -> None:
@@ -43,7 +53,12 @@ class Admin:
             timeout = READ_TIMEOUT_S
 
             def do_GET(self) -> None:
-                status, content_type, body = admin.answer(self.path.partition("?")[0], self.headers.get("accept", ""))
+                self._reply(*admin.answer(self.path.partition("?")[0], self.headers.get("accept", "")))
+
+            def do_POST(self) -> None:
+                self._reply(*admin.command(self.path))
+
+            def _reply(self, status: int, content_type: str, body: bytes) -> None:
                 self.send_response(status)
                 self.send_header("content-type", content_type)
                 self.send_header("content-length", str(len(body)))
@@ -72,6 +87,13 @@ class Admin:
             text = json.dumps(asdict(self._configuration()), indent=2, default=_plain)
             return 200, "application/json", text.encode()
         return 404, "text/plain", b"known paths: /ready /metrics /stats/prometheus /config_dump\n"
+
+    def command(self, path: str) -> tuple[int, str, bytes]:
+        """Do what a POST asks for."""
+        name, _, query = path.partition("?")
+        if name != "/drain_listeners" or "inboundonly" not in query.split("&"):
+            return 404, "text/plain", b"known commands: /drain_listeners?graceful&inboundonly\n"
+        return 200, "text/plain", b"OK\n" if self._drain_inbound() else b"calls were still running\n"
 
     def stop(self) -> None:
         """Serve no more."""

@@ -1,0 +1,33 @@
+"""Questions to a data plane's admin endpoint: the few that Envoy and our sidecar answer alike."""
+
+import asyncio
+import urllib.error
+import urllib.request
+from typing import Final
+
+TIMEOUT_S: Final = 2.0
+
+
+def _fetch(url: str, method: str, timeout_s: float) -> tuple[int, str]:
+    request = urllib.request.Request(url, method=method)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=timeout_s) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, ""
+    except (OSError, ValueError):
+        return 0, ""
+
+
+async def ask(
+    address: tuple[str, int], path: str, method: str = "GET", timeout_s: float = TIMEOUT_S
+) -> tuple[int, str]:
+    """HTTP status and body; status 0 if there was no answer."""
+    url = f"http://{address[0]}:{address[1]}{path}"
+    return await asyncio.to_thread(_fetch, url, method, timeout_s)
+
+
+async def is_ready(address: tuple[str, int]) -> bool:
+    """True once the data plane has its first configuration and listens."""
+    return (await ask(address, "/ready"))[0] == 200

@@ -1,0 +1,55 @@
+"""Child processes that end with their parent, whatever happens to it."""
+
+import asyncio
+import ctypes
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+_PR_SET_PDEATHSIG: Final = 1
+_libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+
+
+def _die_with_parent(parent: int) -> Callable[[], None]:
+    def set_up() -> None:
+        if _libc is not None and hasattr(_libc, "prctl"):
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)  # the parent ended between fork and here
+
+    return set_up
+
+
+async def start(command: Sequence[str], env: Mapping[str, str], *, quiet: bool = False) -> asyncio.subprocess.Process:
+    """Start a child in a process group of its own, so that Ctrl-C reaches only the parent, which decides the order.
+
+    `quiet` keeps the child's standard output away from ours, which belongs to the program. Raises OSError.
+    """
+    return await asyncio.create_subprocess_exec(
+        *command,
+        env=dict(env),
+        stdout=asyncio.subprocess.DEVNULL if quiet else None,
+        preexec_fn=_die_with_parent(os.getpid()),
+        process_group=0,
+    )
+
+
+async def stop(process: asyncio.subprocess.Process, grace_s: float) -> int:
+    """SIGTERM, then SIGKILL when the grace is over; the exit code as a shell says it."""
+    if process.returncode is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(grace_s):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+    return exit_code(process)
+
+
+def exit_code(process: asyncio.subprocess.Process) -> int:
+    """A shell's view: 128 + n for a process that signal n ended."""
+    code = process.returncode
+    assert code is not None
+    return code if code >= 0 else 128 - code

