@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PROTOS := $(wildcard proto/*/v1/*.proto)
 STAMP := $(VENV)/.installed
 
-.PHONY: help install proto demo test test-slow lint bench clean lock
+.PHONY: help install tools proto demo test test-slow lint bench clean lock
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,10 +35,13 @@ proto: ## generate Python from proto/ (messages, services, types)
 demo: install ## run the bookstore in a live mesh, with the tour (needs nothing else)
 	@$(BIN)/remora demo
 
-test: install ## all tests but the slow ones (under 10 minutes on 2 cores)
+tools: ## install the real programs that tests run against (etcd, Prometheus, grpcurl, …) where that is possible
+	@.ci/tools
+
+test: install tools ## all tests but the slow ones (under 10 minutes on 2 cores)
 	@$(BIN)/python -m pytest -m "not slow"
 
-test-slow: install ## the slow tests: load, soak
+test-slow: install tools ## the slow tests: load, soak
 	@$(BIN)/python -m pytest -m slow
 
 lint: install ## ruff, mypy --strict, import contracts
@@ -47,7 +50,7 @@ lint: install ## ruff, mypy --strict, import contracts
 	@$(BIN)/mypy control_plane sidecar apps remora tests benchmarks
 	@$(BIN)/lint-imports
 
-bench: install ## CPU per RPC against Envoy, HAProxy and nginx, interleaved in one run
+bench: install tools ## CPU per RPC against Envoy, HAProxy and nginx, interleaved in one run
 	@$(BIN)/python -m benchmarks
 
 lock: ## renew requirements.lock (needs uv)

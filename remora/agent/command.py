@@ -38,6 +38,8 @@ STOP_GRACE_S: Final = 30.0
 ENGINE_GRACE_S: Final = 5.0
 ENVOY_DRAIN_POLL_S: Final = 0.1
 RESTART_BACKOFF_S: Final = 0.5
+_BYPASS: Final = "no_grpc_proxy"
+"""gRPC reads it in lower case only."""
 ENGINES: Final = ("remora", "envoy")
 
 
@@ -180,12 +182,12 @@ class Agent:
     # -- the program --------------------------------------------------------------------------------
 
     def _environment(self) -> dict[str, str]:
-        bypass = [part for part in os.environ.get("no_grpc_proxy", "").split(",") if part]
+        bypass = [part for part in os.environ.get(_BYPASS, "").split(",") if part]
         return {
             **os.environ,
             "PORT": str(self._app_port),
             "grpc_proxy": f"http://{LOOPBACK}:{self._node.outbound[1]}",
-            "no_grpc_proxy": ",".join([*bypass, "localhost", LOOPBACK, "::1"]),
+            _BYPASS: ",".join([*bypass, "localhost", LOOPBACK, "::1"]),
         }
 
     async def _run_program(self) -> int:
