@@ -1,7 +1,8 @@
 """The bootstrap of a data plane: Envoy's v3 file, the same for our sidecar and for Envoy; JSON for gRPC's own client."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 _TYPE = "type.googleapis.com/envoy.extensions."
 
@@ -89,3 +90,25 @@ def envoy(spec: NodeSpec) -> dict[str, Any]:
             ]
         },
     }
+
+
+def grpc(spec: NodeSpec) -> dict[str, Any]:
+    """The bootstrap of gRPC's own xDS client (gRFC A27): `GRPC_XDS_BOOTSTRAP` names the file, the target is `xds:///NAME.NAMESPACE`."""
+    return {
+        "xds_servers": [
+            {
+                "server_uri": f"{spec.control_plane[0]}:{spec.control_plane[1]}",
+                "channel_creds": [{"type": "insecure"}],
+                "server_features": ["xds_v3"],
+            }
+        ],
+        "node": {
+            "id": spec.node_id,
+            "cluster": f"{spec.service}.{spec.namespace}",
+            "metadata": {"service": spec.service, "namespace": spec.namespace, "version": spec.version},
+        },
+    }
+
+
+WRITERS: Final[dict[str, Callable[[NodeSpec], dict[str, Any]]]] = {"remora": envoy, "envoy": envoy, "grpc": grpc}
+"""By engine."""

@@ -11,8 +11,11 @@ _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 
 
-def _die_with_parent(parent: int) -> Callable[[], None]:
+def _in_own_group(parent: int) -> Callable[[], None]:
+    """What a child does before it becomes its program: leave the terminal's group, and ask to end with its parent."""
+
     def set_up() -> None:
+        os.setpgid(0, 0)
         if _libc is not None and hasattr(_libc, "prctl"):
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
@@ -30,8 +33,7 @@ async def start(command: Sequence[str], env: Mapping[str, str], *, quiet: bool =
         *command,
         env=dict(env),
         stdout=asyncio.subprocess.DEVNULL if quiet else None,
-        preexec_fn=_die_with_parent(os.getpid()),
-        process_group=0,
+        preexec_fn=_in_own_group(os.getpid()),
     )
 
 

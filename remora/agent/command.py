@@ -83,7 +83,7 @@ def engine_command(engine: str, bootstrap: Path) -> list[str]:
     try:
         import envoy as package
     except ImportError:
-        package = None  # type: ignore[assignment]
+        package = None
     for place in getattr(package, "__path__", ()):
         binary = Path(place) / "_bin" / "envoy"
         if binary.exists():

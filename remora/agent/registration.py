@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
+import signal
 from collections.abc import Callable
 from random import random
-from typing import Final
+from typing import Final, Protocol
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from proto.mesh.v1 import api_pb2, api_pb2_grpc, service_pb2
+from remora import exits
 
 log = logging.getLogger("remora.run")
 
@@ -24,6 +26,10 @@ FIRST_BACKOFF_S: Final = 0.2
 LONGEST_BACKOFF_S: Final = 3.0
 
 NO_PROXY: Final = (("grpc.enable_http_proxy", 0),)
+
+
+class Refused(Exception):
+    """The control plane does not take the instance as it is described; trying again would not help."""
 
 
 class Probe:
@@ -61,10 +67,28 @@ class Probe:
             await self._channel.close()
 
 
+class Health(Protocol):
+    """What says whether an instance is to get calls."""
+
+    async def is_healthy(self) -> bool: ...
+
+    async def close(self) -> None: ...
+
+
+class Presumed:
+    """The health of an instance that somebody registered by hand: good, as long as that is so."""
+
+    async def is_healthy(self) -> bool:
+        return True
+
+    async def close(self) -> None:
+        pass
+
+
 class Registration:
     """Registers when healthy, keeps the lease, says when health changes."""
 
-    def __init__(self, server: str, instance: service_pb2.Instance, ttl_s: float, probe: Probe) -> None:
+    def __init__(self, server: str, instance: service_pb2.Instance, ttl_s: float, probe: Health) -> None:
         self._channel = grpc.aio.insecure_channel(
             server,
             options=[*NO_PROXY, ("grpc.max_reconnect_backoff_ms", 1000), ("grpc.initial_reconnect_backoff_ms", 200)],
@@ -113,14 +137,15 @@ class Registration:
                 break
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-                    say(f"the control plane refuses the instance: {error.details()}")
-                elif failures == 0:
+                    raise Refused(f"the control plane refuses the instance: {error.details()}") from None
+                if failures == 0:
                     say(f"cannot register yet: {error.details()}")
                 failures += 1
                 wait = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures, 10))
                 await asyncio.sleep(wait * (0.5 + random()))
         self._lease_id = answer.lease_id
         self.is_registered = True
+        say(f"registered as {self._instance.id} at {self._instance.address}:{self._instance.port}")
 
     async def _renew(self, say: Callable[[str], None]) -> None:
         try:
@@ -157,3 +182,28 @@ class Registration:
         """Let go of all connections."""
         await self._probe.close()
         await self._channel.close()
+
+
+async def keep_registered(server: str, instance: service_pb2.Instance, ttl_s: float, say: Callable[[str], None]) -> int:
+    """Register an instance and keep its lease until SIGTERM or SIGINT; then deregister. The exit code."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    registration = Registration(server, instance, ttl_s, Presumed())
+    keeping = asyncio.create_task(registration.run(say))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        done, _ = await asyncio.wait((keeping, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if keeping in done:
+            await keeping
+    except Refused as error:
+        say(str(error))
+        return exits.BAD_INPUT
+    finally:
+        for task in (keeping, stopping):
+            task.cancel()
+        await asyncio.gather(keeping, stopping, return_exceptions=True)
+        await registration.deregister()
+        await registration.close()
+    return exits.DONE

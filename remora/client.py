@@ -1,0 +1,70 @@
+"""The control plane as the commands see it: its API over gRPC, its errors as sentences with exit codes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+import grpc
+
+from proto.mesh.v1 import api_pb2_grpc
+from remora import exits
+from remora.commands.failure import Failure
+
+T = TypeVar("T")
+CALL_TIMEOUT_S: Final = 10.0
+MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+_EXITS: Final = {
+    grpc.StatusCode.INVALID_ARGUMENT: exits.BAD_INPUT,
+    grpc.StatusCode.UNAVAILABLE: exits.UNREACHABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED: exits.TIME_OVER,
+}
+
+
+class ControlPlane:
+    """A connection to a control plane; used as a context manager."""
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+        self._channel = grpc.insecure_channel(
+            server,
+            options=[("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)],
+        )
+        self.resources = api_pb2_grpc.ResourcesStub(self._channel)
+        self.registry = api_pb2_grpc.RegistryStub(self._channel)
+        self.mesh = api_pb2_grpc.MeshStub(self._channel)
+
+    def __enter__(self) -> "ControlPlane":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._channel.close()
+
+    def call(self, method: Callable[..., T], request: Any, timeout_s: float = CALL_TIMEOUT_S) -> T:
+        """Call and wait. Raises Failure."""
+        with self.failures():
+            return method(request, timeout=timeout_s)
+
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """Turn errors of calls into Failure."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise self._failure(error) from None
+
+    def _failure(self, error: Any) -> Failure:
+        code, details = error.code(), error.details() or ""
+        exit_code = _EXITS.get(code, exits.NO)
+        if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in details:
+            text = f"no control plane at {self._server}; start one with `remora up`, or say where it is with --server or REMORA_SERVER"
+            return Failure(text, exit_code)
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            return Failure(
+                f"{self._server} is no Remora control plane, or one of another release: {details}", exit_code
+            )
+        if not details:
+            return Failure(f"the control plane at {self._server} answered {code.name}", exit_code)
+        return Failure(details, exit_code)

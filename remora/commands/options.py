@@ -1,0 +1,15 @@
+"""Options that many commands share."""
+
+from typing import Annotated, Final
+
+import typer
+
+from remora.output import Output
+
+DEFAULT_SERVER: Final = "127.0.0.1:15010"
+
+Server = Annotated[str, typer.Option("--server", envvar="REMORA_SERVER", help="HOST:PORT of the control plane.")]
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to print.")]
+Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Namespace.")]
+File = Annotated[list[str], typer.Option("--filename", "--file", "-f", help="YAML file, or - for standard input.")]
+Service = Annotated[str, typer.Argument(metavar="NAME[.NAMESPACE]", help="The service.")]

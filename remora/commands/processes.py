@@ -1,0 +1,106 @@
+"""Commands that are processes: the control plane, a sidecar, a program with its sidecar, the demo."""
+
+from typing import Annotated
+
+import typer
+
+from remora.addresses import UsageError, host_port, seconds, service_name
+from remora.commands.app import app
+from remora.commands.options import DEFAULT_SERVER, Server
+
+Engine = Annotated[str, typer.Option(help="The data plane: remora or envoy.")]
+ServiceOption = Annotated[str, typer.Option("--service", metavar="NAME[.NAMESPACE]", help="The service it is part of.")]
+Version = Annotated[str, typer.Option("--version", help="Its version, for routing and metrics.")]
+
+
+@app.command()
+def up(
+    listen: Annotated[str, typer.Option(help="HOST:PORT for xDS and the API.")] = DEFAULT_SERVER,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|etcd://H:P,H:P", help="Where the truth is kept; default: a directory of yours."),
+    ] = None,
+    http: Annotated[str, typer.Option(help="HOST:PORT for /metrics and /healthz.")] = "127.0.0.1:15014",
+) -> None:
+    """Run the control plane in the foreground."""
+    from remora.up import run as run_up
+
+    raise typer.Exit(run_up(listen, store, http))
+
+
+@app.command()
+def sidecar(
+    config: Annotated[str, typer.Option("--config", "-c", help="Envoy v3 bootstrap, YAML or JSON.")],
+) -> None:
+    """Run a sidecar alone; SIGTERM drains it."""
+    from remora.sidecar import main
+
+    raise typer.Exit(main(config))
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    service: ServiceOption,
+    command: Annotated[list[str], typer.Argument(metavar="-- CMD…", help="The program and its arguments.")],
+    version: Version = "",
+    engine: Engine = "remora",
+    port: Annotated[int, typer.Option(help="Port that the program listens on; default: a free one, told as PORT.")] = 0,
+    instance: Annotated[str, typer.Option(help="Name of this instance; default: made up.")] = "",
+    weight: Annotated[int, typer.Option(help="Share of calls beside the other instances.")] = 1,
+    ttl: Annotated[str, typer.Option(help="How long it stays registered after it vanished.")] = "10s",
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Run a program with its sidecar: in the mesh, found by others, drained before it stops."""
+    from remora.agent.command import RunSpec, run_command, split_command
+
+    name, namespace = service_name(service)
+    spec = RunSpec(
+        service=name,
+        namespace=namespace,
+        version=version,
+        engine=engine,
+        server=host_port(server, "--server"),
+        command=split_command(command),
+        port=port,
+        instance_id=instance,
+        weight=weight,
+        ttl_s=seconds(ttl, "--ttl"),
+    )
+    raise typer.Exit(run_command(spec))
+
+
+@app.command()
+def bootstrap(
+    service: ServiceOption,
+    engine: Annotated[str, typer.Option(help="remora, envoy, or grpc (a proxyless client).")] = "remora",
+    node: Annotated[
+        str, typer.Option("--node", metavar="ID", help="Node id; default: made from service and host.")
+    ] = "",
+    version: Version = "",
+    inbound: Annotated[str, typer.Option(help="Where callers reach the instance.")] = "127.0.0.1:15006",
+    app_address: Annotated[str, typer.Option("--app", help="Where the program listens.")] = "127.0.0.1:50051",
+    outbound: Annotated[str, typer.Option(help="Where the program's gRPC library sends CONNECT.")] = "127.0.0.1:15001",
+    admin: Annotated[str, typer.Option(help="Where the admin endpoint listens.")] = "127.0.0.1:15000",
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Print what a data plane needs that `remora run` does not start."""
+    import json
+    import socket
+
+    from remora.agent import bootstrap as writer
+
+    if engine not in writer.WRITERS:
+        raise UsageError(f'--engine: "{engine}" is not known; known: {", ".join(writer.WRITERS)}')
+    name, namespace = service_name(service)
+    spec = writer.NodeSpec(
+        node_id=node or f"{name}.{namespace}~{socket.gethostname()}",
+        service=name,
+        namespace=namespace,
+        version=version,
+        control_plane=host_port(server, "--server"),
+        inbound=host_port(inbound, "--inbound"),
+        app=host_port(app_address, "--app"),
+        outbound=host_port(outbound, "--outbound"),
+        admin=host_port(admin, "--admin"),
+    )
+    print(json.dumps(writer.WRITERS[engine](spec), indent=2))
