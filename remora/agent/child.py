@@ -24,15 +24,18 @@ def _in_own_group(parent: int) -> Callable[[], None]:
     return set_up
 
 
-async def start(command: Sequence[str], env: Mapping[str, str], *, quiet: bool = False) -> asyncio.subprocess.Process:
+async def start(
+    command: Sequence[str], env: Mapping[str, str], *, stdout: int | None = None, stderr: int | None = None
+) -> asyncio.subprocess.Process:
     """Start a child in a process group of its own, so that Ctrl-C reaches only the parent, which decides the order.
 
-    `quiet` keeps the child's standard output away from ours, which belongs to the program. Raises OSError.
+    `stdout` and `stderr` as in asyncio's subprocesses; None is ours. Raises OSError.
     """
     return await asyncio.create_subprocess_exec(
         *command,
         env=dict(env),
-        stdout=asyncio.subprocess.DEVNULL if quiet else None,
+        stdout=stdout,
+        stderr=stderr,
         preexec_fn=_in_own_group(os.getpid()),
     )
 

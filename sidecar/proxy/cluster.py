@@ -150,14 +150,16 @@ class Cluster:
         self.pending = 0
         self.connections = 0
         self.retrying = 0
-        self.stats = worker.stats.of_calls(direction, self.name, "")
+        self.label = config.name.rpartition("|")[2]
+        """For metrics: clusters are named `outbound|SERVICE.NAMESPACE`, and the direction is a label of its own."""
+        self.stats = self.stats_of("")
         self.endpoints: dict[tuple[str, int], Endpoint] = {}
         self._balancer: Balancer[Endpoint] = RoundRobin((), worker.chance)
         self.update_endpoints(config.endpoints)
 
     def stats_of(self, version: str) -> CallStats:
         """The counters for calls to endpoints of a version."""
-        return self.worker.stats.of_calls(self.direction, self.name, version)
+        return self.worker.stats.of_calls(self.direction, self.label, version)
 
     def update_endpoints(self, configs: Iterable[EndpointConfig]) -> None:
         """Balance over these from now on; those that are gone finish what they run."""
@@ -229,7 +231,7 @@ class Cluster:
 
     def _retry(self, call: "Call", reason: str) -> None:
         """Another try, of a call that provably never reached the application."""
-        self.worker.stats.count_retry(self.name, reason)
+        self.worker.stats.count_retry(self.label, reason)
         endpoint = call.endpoint
         if endpoint is not None:
             call.tried = [*(call.tried or ()), endpoint]

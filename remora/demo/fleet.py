@@ -1,0 +1,106 @@
+"""The processes of a demo: started, stopped, killed, and none left behind."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from remora.agent import child
+
+STOP_GRACE_S: Final = 20.0
+TAIL_LINES: Final = 15
+
+
+@dataclass(slots=True)
+class Member:
+    """One process of the demo."""
+
+    name: str
+    process: asyncio.subprocess.Process
+    log: Path
+
+
+class Fleet:
+    """All processes of a demo. Each writes to a log of its own in `directory`."""
+
+    def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
+        self.directory = directory
+        self.environment = dict(environment)
+        self.members: dict[str, Member] = {}
+
+    async def start(
+        self, name: str, *words: str, env: Mapping[str, str] | None = None, piped: bool = False
+    ) -> Member:
+        """Start `remora WORDS…`; with `piped`, its standard output is ours to read. Raises OSError."""
+        log = self.directory / f"{name}.log"
+        command = [sys.executable, "-m", "remora", *words]
+        with log.open("ab") as sink:
+            process = await child.start(
+                command,
+                {**self.environment, **(env or {})},
+                stdout=asyncio.subprocess.PIPE if piped else sink.fileno(),
+                stderr=sink.fileno(),
+            )
+        member = self.members[name] = Member(name, process, log)
+        return member
+
+    async def stop(self, name: str) -> int:
+        """SIGTERM, and wait; the exit code."""
+        return await child.stop(self.members.pop(name).process, STOP_GRACE_S)
+
+    async def kill(self, name: str) -> None:
+        """SIGKILL to the process and all below it, as a machine that loses its power."""
+        member = self.members.pop(name)
+        for pid in _tree(member.process.pid):
+            _signal(pid, signal.SIGKILL)
+        await member.process.wait()
+
+    async def close(self) -> None:
+        """Stop everything: what serves last, first of all what calls."""
+        for group in _in_order_of_stop(list(self.members)):
+            await asyncio.gather(*(self.stop(name) for name in group))
+
+    def ended(self) -> list[Member]:
+        """Members that ended although nobody asked them to."""
+        return [member for member in self.members.values() if member.process.returncode is not None]
+
+    def tail(self, name: str) -> str:
+        """The last lines of a log."""
+        log = self.directory / f"{name}.log"
+        if not log.exists():
+            return ""
+        return "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
+
+
+CONTROL_PLANE: Final = "control-plane"
+SHOPPERS: Final = "shoppers"
+
+
+def _in_order_of_stop(names: list[str]) -> list[list[str]]:
+    others = [name for name in names if name not in (CONTROL_PLANE, SHOPPERS)]
+    groups = [[name for name in names if name == SHOPPERS], others, [name for name in names if name == CONTROL_PLANE]]
+    return [group for group in groups if group]
+
+
+def _tree(pid: int) -> list[int]:
+    """A process and all below it, the lowest last, as Linux tells it."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = task.read_text().split()
+        except OSError:
+            continue
+        for number in children:
+            found += _tree(int(number))
+    return found
+
+
+def _signal(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
