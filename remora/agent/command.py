@@ -144,7 +144,9 @@ class Agent:
     async def _start_engine(self) -> asyncio.subprocess.Process:
         command = engine_command(self._spec.engine, self._bootstrap)
         self._engine = await child.start(
-            command, os.environ, stdout=asyncio.subprocess.DEVNULL  # which belongs to the program
+            command,
+            os.environ,
+            stdout=asyncio.subprocess.DEVNULL,  # which belongs to the program
         )
         return self._engine
 

@@ -104,3 +104,15 @@ def bootstrap(
         admin=host_port(admin, "--admin"),
     )
     print(json.dumps(writer.WRITERS[engine](spec), indent=2))
+
+
+@app.command()
+def demo(
+    for_: Annotated[str, typer.Option("--for", help="Load runs at least so long, and until the tour is over.")] = "30s",
+    engine: Annotated[str, typer.Option(help="The data planes: remora, envoy or mixed.")] = "remora",
+    store: Annotated[str | None, typer.Option(metavar="DIR|etcd://H:P,H:P", help="Default: a temporary one.")] = None,
+) -> None:
+    """A bookstore in a live mesh, and a tour that shows what the mesh does. Exit code 0 if all was as expected."""
+    from remora.demo.run import DemoSpec, run_demo
+
+    raise typer.Exit(run_demo(DemoSpec(seconds(for_, "--for"), engine, store)))

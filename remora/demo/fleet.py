@@ -32,9 +32,7 @@ class Fleet:
         self.environment = dict(environment)
         self.members: dict[str, Member] = {}
 
-    async def start(
-        self, name: str, *words: str, env: Mapping[str, str] | None = None, piped: bool = False
-    ) -> Member:
+    async def start(self, name: str, *words: str, env: Mapping[str, str] | None = None, piped: bool = False) -> Member:
         """Start `remora WORDS…`; with `piped`, its standard output is ours to read. Raises OSError."""
         log = self.directory / f"{name}.log"
         command = [sys.executable, "-m", "remora", *words]

@@ -1,0 +1,286 @@
+"""`remora demo`: a mesh from nothing, the tour, the audit, and everything gone again."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final
+
+import grpc
+import uvloop
+
+from proto.mesh.v1 import api_pb2, api_pb2_grpc, service_pb2
+from remora import exits
+from remora.addresses import UsageError
+from remora.commands.failure import Failure
+from remora.demo.crowd import Crowd
+from remora.demo.fleet import CONTROL_PLANE, SHOPPERS, Fleet
+from remora.demo.observe import Observer
+from remora.demo.screen import Screen
+from remora.demo.tour import NAMESPACE, Tour, start_instance
+
+INSTANCES: Final = (
+    ("accounts", "v1", 1),
+    ("warehouse", "v1", 1),
+    ("warehouse", "v1", 2),
+    ("warehouse", "v2", 1),
+    ("warehouse", "v2", 2),
+    ("orders", "v1", 1),
+)
+"""Service, version, number."""
+ENGINES: Final = ("remora", "envoy", "mixed")
+START_TIMEOUT_S: Final = 60.0
+SETTLE_TIMEOUT_S: Final = 20.0
+POLL_S: Final = 0.05
+RATE: Final = 80
+"""Purchases a second."""
+SEED: Final = 7
+SERVICES: Final = Path(__file__).resolve().parents[2] / "apps" / "bookstore" / "mesh"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSpec:
+    """What the command line asked for."""
+
+    for_s: float
+    """Load runs at least so long, and until the tour is over."""
+    engine: str = "remora"
+    store: str | None = None
+
+
+def run_demo(spec: DemoSpec) -> int:
+    """Run the demo; the exit code: 0 only if all expectations held. Raises UsageError, Failure."""
+    if spec.engine not in ENGINES:
+        raise UsageError(f'--engine: "{spec.engine}" is not known; known: {", ".join(ENGINES)}')
+    directory = Path(tempfile.mkdtemp(prefix="remora-demo-"))
+    is_clean = False
+    try:
+        code = uvloop.run(_run(spec, directory))
+        is_clean = code in (exits.DONE, exits.INTERRUPTED)
+        return code
+    except asyncio.CancelledError:
+        is_clean = True
+        return exits.INTERRUPTED
+    finally:
+        if is_clean:
+            shutil.rmtree(directory, ignore_errors=True)
+        else:
+            print(f"the logs of all processes are kept in {directory}", file=sys.stderr)
+
+
+async def _run(spec: DemoSpec, directory: Path) -> int:
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, task.cancel)
+    data = directory / "bookstore"
+    data.mkdir()
+    api, http = _ports()
+    server = f"127.0.0.1:{api}"
+    fleet = Fleet(directory, {**os.environ, "REMORA_SERVER": server, "BOOKSTORE_DIR": str(data)})
+    with Screen() as screen:
+        try:
+            demo = Demo(spec, fleet, screen, server, f"127.0.0.1:{http}", data)
+            return await demo.run()
+        finally:
+            screen.say("")
+            screen.say("stopping all processes", "dim")
+            await fleet.close()
+
+
+def _ports() -> tuple[int, int]:
+    """The control plane's usual ports if they are free, so that `remora status` beside the demo needs no option."""
+    usual = (15010, 15014)
+    probes: list[socket.socket] = []
+    try:
+        for port in usual:
+            probe = socket.socket()
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probes.append(probe)
+            probe.bind(("127.0.0.1", port))
+        return usual
+    except OSError:
+        found = []
+        for _ in usual:
+            probe = socket.socket()
+            probes.append(probe)
+            probe.bind(("127.0.0.1", 0))
+            found.append(int(probe.getsockname()[1]))
+        return found[0], found[1]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+class Demo:
+    """One demo, from start to verdict."""
+
+    def __init__(self, spec: DemoSpec, fleet: Fleet, screen: Screen, server: str, http: str, data: Path) -> None:
+        self._spec = spec
+        self._fleet = fleet
+        self._screen = screen
+        self._server = server
+        self._http = http
+        self._data = data
+
+    async def run(self) -> int:
+        """The exit code."""
+        channel = grpc.aio.insecure_channel(self._server, options=[("grpc.enable_http_proxy", 0)])
+        observer = Observer(self._server)
+        background: list[asyncio.Task[None]] = []
+        try:
+            await self._start(channel)
+            start = monotonic()
+            shoppers = await self._start_shoppers()
+            assert shoppers.stdout is not None
+            crowd = Crowd(shoppers.stdout)
+            background += [asyncio.create_task(crowd.run()), asyncio.create_task(self._watch(observer))]
+            self._screen.show_live(lambda: observer.view)
+            tour = Tour(self._fleet, observer, crowd, self._screen, channel, SERVICES)
+            before = await self._audit()
+            tour.expect(
+                "money and stock are complete at the start",
+                f"{before['money']['found']} cents of {before['money']['expected']}, "
+                f"{before['stock']['found']} books of {before['stock']['expected']}",
+                bool(before["ok"]),
+            )
+            await tour.run()
+            while monotonic() - start < self._spec.for_s:
+                await asyncio.sleep(min(1.0, max(0.0, self._spec.for_s - (monotonic() - start))))
+            await self._settle(tour)
+            return self._verdict(tour)
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await observer.close()
+            await channel.close()
+
+    async def _watch(self, observer: Observer) -> None:
+        while True:
+            await observer.look()
+            self._screen.tick()
+            await asyncio.sleep(1.0)
+
+    # -- start --------------------------------------------------------------------------------------
+
+    async def _start(self, channel: grpc.aio.Channel) -> None:
+        start = monotonic()
+        screen = self._screen
+        screen.say("A bookstore in a mesh: every instance is a plain gRPC program with a sidecar of its own.", "bold")
+        screen.say("")
+        store = self._spec.store or str(self._fleet.directory / "store")
+        screen.say(f"   $ remora up --listen {self._server} --http {self._http} --store {store}", "cyan")
+        await self._fleet.start(CONTROL_PLANE, "up", "--listen", self._server, "--http", self._http, "--store", store)
+        await self._until_up(channel)
+        screen.say(
+            "   $ remora run --service warehouse.shop --version v1 -- python -m apps.bookstore.warehouse   # and so on",
+            "cyan",
+        )
+        for number, (service, version, copy) in enumerate(INSTANCES):
+            await start_instance(self._fleet, service, version, copy, self._engine_of(number))
+        registry = api_pb2_grpc.RegistryStub(channel)
+        for service in dict.fromkeys(service for service, _, _ in INSTANCES):
+            wanted = sum(1 for name, _, _ in INSTANCES if name == service)
+            await self._until_healthy(registry, service, wanted)
+            screen.say(f"   {service}.{NAMESPACE}: {wanted} healthy ({monotonic() - start:.1f} s)")
+        if self._server != "127.0.0.1:15010":
+            screen.say(f"   from another terminal: export REMORA_SERVER={self._server}", "dim")
+        screen.say("   look from another terminal: remora status; remora endpoints warehouse.shop", "dim")
+
+    def _engine_of(self, number: int) -> str:
+        if self._spec.engine != "mixed":
+            return self._spec.engine
+        return "envoy" if number % 2 else "remora"
+
+    async def _until_up(self, channel: grpc.aio.Channel) -> None:
+        mesh = api_pb2_grpc.MeshStub(channel)
+        end = monotonic() + START_TIMEOUT_S
+        while True:
+            self._check_all_alive()
+            try:
+                await mesh.Nodes(api_pb2.NodesRequest(), timeout=1)
+                return
+            except grpc.aio.AioRpcError as error:
+                if monotonic() > end:
+                    raise Failure(f"the control plane did not come up: {error.details()}", exits.NO) from None
+            await asyncio.sleep(POLL_S)
+
+    async def _until_healthy(self, registry: api_pb2_grpc.RegistryAsyncStub, service: str, wanted: int) -> None:
+        end = monotonic() + START_TIMEOUT_S
+        request = api_pb2.ListInstancesRequest(service=service, namespace=NAMESPACE)
+        while True:
+            self._check_all_alive()
+            answer = await registry.ListInstances(request, timeout=5)
+            healthy = [item for item in answer.instances if item.health == service_pb2.HEALTHY]
+            if len(healthy) >= wanted:
+                return
+            if monotonic() > end:
+                text = f"{len(healthy)} of {wanted} instances of {service} are healthy after {START_TIMEOUT_S:g} s"
+                raise Failure(text, exits.NO)
+            await asyncio.sleep(POLL_S)
+
+    def _check_all_alive(self) -> None:
+        for member in self._fleet.ended():
+            tail = self._fleet.tail(member.name)
+            raise Failure(f"{member.name} ended with exit code {member.process.returncode}:\n{tail}", exits.NO)
+
+    async def _start_shoppers(self) -> asyncio.subprocess.Process:
+        words = ["--orders", f"orders.{NAMESPACE}:50051", "--rate", str(RATE), "--seed", str(SEED), "--every", "0.2s"]
+        member = await self._fleet.start(
+            SHOPPERS,
+            *("run", "--service", f"{SHOPPERS}.{NAMESPACE}", "--engine", self._engine_of(0), "--"),
+            *(sys.executable, "-m", "apps.bookstore.shoppers", *words),
+            piped=True,
+        )
+        self._screen.say(f"   shoppers buy: {RATE} purchases a second, seed {SEED}")
+        return member.process
+
+    # -- end ----------------------------------------------------------------------------------------
+
+    async def _settle(self, tour: Tour) -> None:
+        """Shoppers go home; every order that is still open is settled by `orders` itself; then all is counted."""
+        self._screen.heading("The shop closes: is all the money and every book accounted for?")
+        await self._fleet.stop(SHOPPERS)
+        end = monotonic() + SETTLE_TIMEOUT_S
+        while True:
+            found = await self._audit()
+            if (found["ok"] and not found["open"]) or monotonic() > end:
+                break
+            await asyncio.sleep(0.2)
+        money, stock = found["money"], found["stock"]
+        tour.expect(
+            "money expected = money found, stock expected = stock found, no order left open",
+            f"money {money['found']} of {money['expected']} cents, stock {stock['found']} of {stock['expected']} books, "
+            f"{found['orders']} orders, {found['open']} open",
+            bool(found["ok"]) and not found["open"],
+        )
+
+    async def _audit(self) -> dict[str, Any]:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "apps.bookstore.audit", "--dir", str(self._data), "--json"),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await process.communicate()
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    def _verdict(self, tour: Tour) -> int:
+        failed = [item for item in tour.expectations if not item.holds]
+        total = len(tour.expectations)
+        self._screen.say("")
+        if failed:
+            for item in failed:
+                self._screen.say(f"NOT SO: {item.text}: {item.observed}", "bold red")
+            self._screen.say(f"{len(failed)} of {total} expectations did not hold", "bold red")
+            return exits.NO
+        self._screen.say(f"all {total} expectations held", "bold green")
+        return exits.DONE
