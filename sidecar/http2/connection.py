@@ -112,7 +112,7 @@ class Handler(Protocol):
         ...
 
     def on_goaway(self, code: int) -> None:
-        """The peer takes no new streams here."""
+        """The peer takes no new streams here (role CLIENT)."""
         ...
 
     def on_capacity(self) -> None:
@@ -150,7 +150,7 @@ class Connection:
         self.is_closed = False
         """No more frames are read: the connection failed."""
         self.is_going_away = False
-        """We sent GOAWAY or the peer did: no new streams."""
+        """We sent GOAWAY, or the server did: no new streams."""
         self.close_reason = ""
         self.peer_max_streams = 100 if role is Role.CLIENT else 0
         """As the peer announced; 100 until its SETTINGS come, which is what most servers say."""
@@ -516,12 +516,13 @@ class Connection:
         if len(payload) < 8:
             raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY is too short")
         last, code = frames.parse_goaway(payload)
+        if self.is_server:
+            return  # it speaks of streams that a server would open, and none does: the client goes on as it likes
         self.is_going_away = True
-        if not self.is_server:
-            for stream in [stream for stream in self.streams.values() if stream.id > last]:
-                self._forget(stream)
-                stream.is_dead = True
-                self.handler.on_reset(stream, ErrorCode.REFUSED_STREAM, True)
+        for stream in [stream for stream in self.streams.values() if stream.id > last]:
+            self._forget(stream)
+            stream.is_dead = True
+            self.handler.on_reset(stream, ErrorCode.REFUSED_STREAM, True)
         self.handler.on_goaway(code)
 
     def _on_window_update(self, stream_id: int, payload: bytes) -> None:

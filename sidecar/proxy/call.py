@@ -176,7 +176,7 @@ class Call:
             stream.call = None
             self.down.conn.credit_connection(up.conn.take_unsent(stream))
             up.conn.credit_connection(self.down.conn.take_unsent(self.down_stream))
-            if not stream.is_dead:
+            if not stream.is_dead and not (stream.remote_closed and stream.local_closed):
                 up.conn.reset(stream, code)
                 up.mark()
         endpoint = self.endpoint

@@ -5,7 +5,7 @@ Hot path: a call costs here one look-up of its header block, one `Call`, and the
 
 import asyncio
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sidecar.http2 import headers
 from sidecar.http2.connection import Connection, Role, Settings, Stream
@@ -19,6 +19,9 @@ from sidecar.telemetry.stats import CallStats
 
 if TYPE_CHECKING:
     from sidecar.proxy.listener import Listener
+
+LINGER_S: Final = 1.0
+"""A client that broke the protocol gets so long to read why, before its socket is cut."""
 
 
 class Downstream(asyncio.Protocol):
@@ -34,6 +37,7 @@ class Downstream(asyncio.Protocol):
         self.conn = Connection(Role.SERVER, self, settings)
         self.calls = 0
         self.is_dirty = False
+        self._is_lingering = False
         self._cache = cache
         self._seen: dict[bytes, None] = {}
         self._transport: asyncio.Transport | None = None
@@ -58,12 +62,16 @@ class Downstream(asyncio.Protocol):
         conn.receive(data, now)
         if conn.out:
             self.mark()
-        if conn.is_closed:
+        if conn.is_closed and not self._is_lingering:
             self.worker.stats.protocol_errors += 1
             self.mark()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.listener.downstreams.discard(self)
+        self._end_calls()
+        self._transport = None
+
+    def _end_calls(self) -> None:
         self.conn.is_closed = True
         self.worker.now = monotonic()
         for stream in list(self.conn.streams.values()):
@@ -71,7 +79,15 @@ class Downstream(asyncio.Protocol):
             if stream.call is not None:
                 stream.call.finish(Status.CANCELLED, "DC")
         self.conn.streams.clear()
-        self._transport = None
+
+    def _linger(self, transport: asyncio.Transport) -> None:
+        """Say no more, but read on for a while: closing on unread bytes would reset the socket and lose our GOAWAY."""
+        if self._is_lingering:
+            return
+        self._is_lingering = True
+        self._end_calls()
+        transport.write_eof()
+        self.worker.loop.call_later(LINGER_S, transport.abort)
 
     def pause_writing(self) -> None:
         self.conn.pause()
@@ -94,7 +110,9 @@ class Downstream(asyncio.Protocol):
         if conn.out:
             out, conn.out = conn.out, bytearray()
             transport.write(out)
-        if conn.is_closed or (conn.is_going_away and not conn.streams):
+        if conn.is_closed:
+            self._linger(transport)
+        elif conn.is_going_away and not conn.streams:
             transport.close()
 
     def drain(self) -> None:
@@ -180,7 +198,7 @@ class Downstream(asyncio.Protocol):
             self.mark()
 
     def on_goaway(self, code: int) -> None:
-        self.mark()
+        raise AssertionError("a server is not told of a client's GOAWAY")
 
     def on_capacity(self) -> None:
         """A client's SETTINGS: data that waited may have left."""
