@@ -64,8 +64,13 @@ def _host_port(address: Any, path: str) -> tuple[str, int]:
     return socket.address, socket.port_value
 
 
-def _http2(options: Any) -> Settings:
+def _http2(options: Any, path: str) -> Settings:
     base = Settings()
+    field = "override_stream_error_on_invalid_http_message"
+    if options.HasField(field) and not getattr(options, field).value:
+        raise ConfigError(
+            f"{path}.{field}", "only true is supported: a malformed message ends its stream, never the connection (RMR0119)"
+        )
     return Settings(
         initial_stream_window=options.initial_stream_window_size.value
         if options.HasField("initial_stream_window_size")
@@ -119,7 +124,7 @@ def http_manager(message: Any, path: str) -> HttpManager:
         rds_name=message.rds.route_config_name if specifier == "rds" else None,
         filters=_http_filters(message.http_filters, path),
         takes_connect=bool(message.upgrade_configs),
-        http2=_http2(message.http2_protocol_options),
+        http2=_http2(message.http2_protocol_options, f"{path}.http2_protocol_options"),
     )
 
 
@@ -333,7 +338,9 @@ def _cluster_http2(message: Any, path: str) -> Settings:
         raise ConfigError(
             place, "explicit_http_config.http2_protocol_options is needed: upstream is HTTP/2 only (RMR0117)"
         )
-    return _http2(options.explicit_http_config.http2_protocol_options)
+    return _http2(
+        options.explicit_http_config.http2_protocol_options, f"{place}.explicit_http_config.http2_protocol_options"
+    )
 
 
 def _limits(message: Any, path: str) -> dict[str, int]:

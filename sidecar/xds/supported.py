@@ -84,7 +84,8 @@ FIELDS: Final[dict[str, str]] = {
     _CORE + "Address": "socket_address envoy_internal_address",
     _CORE + "SocketAddress": "address port_value protocol",
     _CORE + "EnvoyInternalAddress": "server_listener_name endpoint_id",
-    _CORE + "Http2ProtocolOptions": "initial_stream_window_size initial_connection_window_size max_concurrent_streams",
+    _CORE + "Http2ProtocolOptions": "initial_stream_window_size initial_connection_window_size max_concurrent_streams "
+    "override_stream_error_on_invalid_http_message",
     _CORE + "RuntimeFractionalPercent": "default_value runtime_key",
     _CORE + "Locality": "region zone sub_zone",
     _LISTENER + "Listener": "name address filter_chains internal_listener traffic_direction stat_prefix",
