@@ -1,0 +1,1 @@
+"""Keeps the money: moves it from readers to the till."""

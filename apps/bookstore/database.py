@@ -1,0 +1,118 @@
+"""One SQLite file of one service: local transactions, one after the other, off the event loop.
+
+Theory of operation: all SQL of a process runs in one thread of the database's own, so a wait for the disk or for a lock never holds up
+the event loop, and the health check answers however busy the file is. Other processes may have the same file open (four warehouses,
+one stock): a transaction that writes takes the write lock at its first statement (BEGIN IMMEDIATE), so what it has read is still true
+when it writes, and it waits for the lock rather than fail. WAL: who only reads never waits. `synchronous=FULL`: what was answered
+survives a power cut (measured on an SSD: 0.25 ms for a commit instead of 0.02).
+
+What runs in a transaction is a plain function whose first parameter is the transaction: `await database.run(shelf.take, ...)`.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Concatenate, Final, ParamSpec, TypeVar
+from urllib.parse import quote
+
+from sqlalchemy import BigInteger, Connection, Engine, Integer, create_engine, event
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+BUSY_TIMEOUT_S: Final = 3.0
+"""A transaction waits so long for other processes; then the call fails, and may be repeated."""
+INTEGER: Final = BigInteger().with_variant(Integer(), "sqlite")
+"""64 bits, whatever the database."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class DatabaseAway(Exception):
+    """The file cannot be used now: locked for too long, disk full, not a database. Nothing was written."""
+
+
+def open_engine(path: Path) -> Engine:
+    """Open or create a file. Raises DatabaseAway."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatabaseAway(f"{path.parent}: {(error.strerror or str(error)).lower()}") from None
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S}, pool_size=1)
+    event.listen(engine, "connect", _set_up)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def open_read_only(path: Path) -> Engine:
+    """Open a file that others may be writing. Raises DatabaseAway if there is none."""
+    if not path.is_file():
+        raise DatabaseAway(f"{path}: no such file")
+    uri = f"file:{quote(str(path))}?mode=ro"
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+
+    engine = create_engine("sqlite://", creator=connect)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    return engine
+
+
+def _set_up(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # the driver is not to begin transactions: `_begin` does
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _begin(connection: Connection) -> None:
+    only_reads = connection.get_execution_options().get("only_reads", False)
+    connection.exec_driver_sql("BEGIN" if only_reads else "BEGIN IMMEDIATE")
+
+
+def transact(engine: Engine, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """`work(transaction, ...)`, all of it or nothing. Raises DatabaseAway, and what `work` raises."""
+    return _within(engine, False, lambda tx: work(tx, *args, **kwargs))
+
+
+def look(engine: Engine, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """`work(transaction, ...)` on one moment of the file, without holding up writers. Raises DatabaseAway."""
+    return _within(engine, True, lambda tx: work(tx, *args, **kwargs))
+
+
+def _within(engine: Engine, only_reads: bool, work: Callable[[Connection], T]) -> T:
+    try:
+        with engine.connect().execution_options(only_reads=only_reads) as connection, connection.begin():
+            return work(connection)
+    except IntegrityError:
+        raise  # not the file's fault but ours
+    except DBAPIError as error:
+        raise DatabaseAway(f"{_name(engine)}: {error.orig}") from None
+
+
+def _name(engine: Engine) -> str:
+    return Path(engine.url.database or "").name or "database"
+
+
+class Database:
+    """A file and its thread, for a server's lifetime."""
+
+    def __init__(self, path: Path) -> None:
+        self._engine = open_engine(path)
+        self._thread = ThreadPoolExecutor(1, path.stem)
+
+    async def run(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`transact` in the database's thread. Cancelling does not stop what has begun."""
+        return await self._in_thread(lambda: transact(self._engine, work, *args, **kwargs))
+
+    async def look(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`look` in the database's thread."""
+        return await self._in_thread(lambda: look(self._engine, work, *args, **kwargs))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def close(self) -> None:
+        """Finish what was begun, then let go of the file."""
+        self._thread.shutdown()
+        self._engine.dispose()

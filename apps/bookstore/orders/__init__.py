@@ -1,0 +1,1 @@
+"""Takes purchases and sees them through, whatever happens on the way."""

@@ -1,0 +1,200 @@
+"""What orders keeps: every purchase, how far it has come, and when somebody is to look after it.
+
+An open order is always due at some moment: whoever works on it puts that off, and if he dies the order becomes due all the same.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from sqlalchemy import Column, ColumnElement, Connection, Index, MetaData, Row, Table, Text, insert, or_, select, update
+
+from apps.bookstore.database import INTEGER
+from apps.bookstore.refusals import Reason, Refusal
+
+FILE: Final = "orders.sqlite3"
+FURTHEST_DUE_MS: Final = 60_000
+"""No order is put off for longer; one that seems to be was written before the clock was set back, and is due."""
+
+
+class State(StrEnum):
+    """Names as in bookstore.v1.Order.State."""
+
+    PENDING = "PENDING"
+    TAKEN = "TAKEN"
+    SETTLED = "SETTLED"
+    REJECTED = "REJECTED"
+
+
+TRANSITIONS: Final = frozenset(
+    [
+        (State.PENDING, State.TAKEN),
+        (State.PENDING, State.REJECTED),
+        (State.TAKEN, State.SETTLED),
+    ]
+)
+OPEN: Final = frozenset([State.PENDING, State.TAKEN])
+"""Still to be seen through."""
+
+_METADATA: Final = MetaData()
+ORDERS: Final = Table(
+    "orders",
+    _METADATA,
+    Column("order_id", Text, primary_key=True),
+    Column("reader", Text, nullable=False),
+    Column("book", Text, nullable=False),
+    Column("copies", INTEGER, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("amount_cents", INTEGER, nullable=False),
+    Column("warehouse_version", Text, nullable=False),
+    Column("warehouse_instance", Text, nullable=False),
+    Column("refusal", Text, nullable=False),  # a Reason; empty unless rejected
+    Column("explanation", Text, nullable=False),
+    Column("tries", INTEGER, nullable=False),  # how often the settler has taken it up
+    Column("due_ms", INTEGER),  # when to take it up; null once it is closed
+    Column("recorded_ms", INTEGER, nullable=False),
+    sqlite_strict=True,
+)
+_DUE: Final = Index("orders_due", ORDERS.c.due_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A purchase and how far it has come."""
+
+    order_id: str
+    reader: str
+    book: str
+    copies: int
+    state: State = State.PENDING
+    amount_cents: int = 0
+    """0 until the copies are taken."""
+    warehouse_version: str = ""
+    warehouse_instance: str = ""
+    refusal: Reason | None = None
+    explanation: str = ""
+    tries: int = 0
+
+
+def prepare(tx: Connection) -> None:
+    """Create what is missing."""
+    _METADATA.create_all(tx)
+
+
+def record(tx: Connection, wanted: Order, now_ms: int, due_ms: int) -> Order:
+    """Write a purchase down before anything is done about it; if it is there already, how far it has come.
+
+    Raises Refusal if the order_id stands for another purchase.
+    """
+    before = find(tx, wanted.order_id)
+    if before is None:
+        tx.execute(
+            insert(ORDERS).values(
+                order_id=wanted.order_id,
+                reader=wanted.reader,
+                book=wanted.book,
+                copies=wanted.copies,
+                state=State.PENDING,
+                amount_cents=0,
+                warehouse_version="",
+                warehouse_instance="",
+                refusal="",
+                explanation="",
+                tries=0,
+                due_ms=due_ms,
+                recorded_ms=now_ms,
+            )
+        )
+        return wanted
+    if (before.reader, before.book, before.copies) != (wanted.reader, wanted.book, wanted.copies):
+        raise Refusal(
+            Reason.ORDER_DIFFERS,
+            f'order "{wanted.order_id}" stands for another purchase: {before.copies} of "{before.book}" for '
+            f'"{before.reader}", not {wanted.copies} of "{wanted.book}" for "{wanted.reader}"',
+        )
+    return before
+
+
+def taken(tx: Connection, order_id: str, amount_cents: int, version: str, instance: str) -> Order:
+    """The warehouse gave the copies."""
+    return _move(
+        tx,
+        order_id,
+        State.PENDING,
+        State.TAKEN,
+        amount_cents=amount_cents,
+        warehouse_version=version,
+        warehouse_instance=instance,
+    )
+
+
+def rejected(tx: Connection, order_id: str, refusal: Reason, explanation: str) -> Order:
+    """The warehouse refused for good."""
+    return _move(tx, order_id, State.PENDING, State.REJECTED, refusal=refusal, explanation=explanation, due_ms=None)
+
+
+def settled(tx: Connection, order_id: str) -> Order:
+    """The money is in the till."""
+    return _move(tx, order_id, State.TAKEN, State.SETTLED, due_ms=None)
+
+
+def _move(tx: Connection, order_id: str, old: State, new: State, **values: object) -> Order:
+    """From one state to the next; if somebody else was faster, to where he has brought it."""
+    assert (old, new) in TRANSITIONS
+    tx.execute(update(ORDERS).where(ORDERS.c.order_id == order_id, ORDERS.c.state == old).values(state=new, **values))
+    order = find(tx, order_id)
+    assert order is not None
+    return order
+
+
+def put_off(tx: Connection, order_id: str, due_ms: int) -> None:
+    """Leave an open order alone until then."""
+    tx.execute(update(ORDERS).where(ORDERS.c.order_id == order_id, ORDERS.c.state.in_(OPEN)).values(due_ms=due_ms))
+
+
+def is_any_due(tx: Connection, now_ms: int) -> bool:
+    """True if `claim` would find something; only reads."""
+    return tx.execute(select(ORDERS.c.order_id).where(_due(now_ms)).limit(1)).first() is not None
+
+
+def claim(tx: Connection, now_ms: int, until_ms: int, most: int) -> list[Order]:
+    """Due orders, the longest due first; until then they are nobody else's."""
+    rows = tx.execute(select(ORDERS).where(_due(now_ms)).order_by(ORDERS.c.due_ms).limit(most)).all()
+    claimed = [_order(row) for row in rows]
+    tx.execute(
+        update(ORDERS)
+        .where(ORDERS.c.order_id.in_([order.order_id for order in claimed]))
+        .values(due_ms=until_ms, tries=ORDERS.c.tries + 1)
+    )
+    return claimed
+
+
+def _due(now_ms: int) -> ColumnElement[bool]:
+    return or_(ORDERS.c.due_ms <= now_ms, ORDERS.c.due_ms > now_ms + FURTHEST_DUE_MS)
+
+
+def find(tx: Connection, order_id: str) -> Order | None:
+    """An order; None if there is none."""
+    row = tx.execute(select(ORDERS).where(ORDERS.c.order_id == order_id)).one_or_none()
+    return None if row is None else _order(row)
+
+
+def everything(tx: Connection) -> list[Order]:
+    """All orders, for the audit."""
+    return [_order(row) for row in tx.execute(select(ORDERS))]
+
+
+def _order(row: Row[*tuple[Any, ...]]) -> Order:
+    return Order(
+        order_id=row.order_id,
+        reader=row.reader,
+        book=row.book,
+        copies=row.copies,
+        state=State(row.state),
+        amount_cents=row.amount_cents,
+        warehouse_version=row.warehouse_version,
+        warehouse_instance=row.warehouse_instance,
+        refusal=Reason(row.refusal) if row.refusal else None,
+        explanation=row.explanation,
+        tries=row.tries,
+    )

@@ -1,0 +1,1 @@
+"""Readers who buy: a seeded load generator."""

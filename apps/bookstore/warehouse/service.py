@@ -1,0 +1,48 @@
+"""bookstore.v1.Warehouse: check, call the shelf, answer."""
+
+from time import time_ns
+
+from apps.bookstore import fields
+from apps.bookstore.database import Database
+from apps.bookstore.edge import Context
+from apps.bookstore.refusals import Reason, Refusal
+from apps.bookstore.warehouse import shelf
+from proto.bookstore.v1 import warehouse_pb2, warehouse_pb2_grpc
+
+
+class WarehouseService(warehouse_pb2_grpc.WarehouseServicer):
+    """One instance of the warehouse."""
+
+    def __init__(self, database: Database, keeper: shelf.Keeper) -> None:
+        self._database = database
+        self._keeper = keeper
+
+    async def Take(self, request: warehouse_pb2.TakeRequest, context: Context) -> warehouse_pb2.TakeResponse:
+        fields.require(
+            fields.order_id(request.order_id),
+            fields.text("book", request.book),
+            fields.between("copies", request.copies, 1, fields.MAX_COPIES),
+        )
+        now_ms = time_ns() // 1_000_000
+        taking = await self._database.run(
+            shelf.take, request.order_id, request.book, request.copies, self._keeper, now_ms
+        )
+        if taking.refusal is not None:
+            raise Refusal(taking.refusal, taking.explanation)
+        return warehouse_pb2.TakeResponse(
+            amount_cents=taking.amount_cents, version=taking.keeper.version, instance=taking.keeper.instance
+        )
+
+    async def GetStock(
+        self, request: warehouse_pb2.GetStockRequest, context: Context
+    ) -> warehouse_pb2.GetStockResponse:
+        fields.require(fields.text("book", request.book))
+        found = await self._database.look(shelf.stock, request.book)
+        if found is None:
+            raise Refusal(Reason.NO_SUCH_BOOK, f'no book "{request.book}" in the catalogue')
+        return warehouse_pb2.GetStockResponse(
+            copies=found.copies,
+            price_cents=found.price_cents,
+            version=self._keeper.version,
+            instance=self._keeper.instance,
+        )
