@@ -1,11 +1,15 @@
 """Is a resource valid? The same answer at every entrance: command line, API, Kubernetes."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
+from typing import Final
 
-from control_plane.resources import rules
+from control_plane.resources import regex, rules
 from control_plane.resources.errors import Fault
-from proto.mesh.v1 import api_pb2, policy_pb2, route_pb2
+from proto.mesh.v1 import api_pb2, policy_pb2, route_pb2, service_pb2
+
+_GRPC_SERVICE: Final = re.compile(r"\.?[A-Za-z_][A-Za-z_0-9]*(\.[A-Za-z_][A-Za-z_0-9]*)*")
+_GRPC_METHOD: Final = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
 
 
 def check(resource: api_pb2.Resource) -> list[Fault]:
@@ -16,6 +20,8 @@ def check(resource: api_pb2.Resource) -> list[Fault]:
         return found
     spelled = api_pb2.Resource.DESCRIPTOR.fields_by_name[spec].json_name
     found = [Fault(re.sub(rf"^{spelled}\b", "spec", fault.path), fault.text, fault.code) for fault in found]
+    if resource.HasField("service"):
+        found += _service(resource.service)
     if resource.HasField("grpc_route"):
         found += _route(resource.grpc_route)
     for policy in ("load_balancing_policy", "rate_limit_policy"):
@@ -24,7 +30,18 @@ def check(resource: api_pb2.Resource) -> list[Fault]:
     return found
 
 
+def _service(spec: service_pb2.ServiceSpec) -> Iterator[Fault]:
+    for number in _repeated(port.port for port in spec.ports):
+        yield Fault(f"spec.ports[{number}].port", f"{spec.ports[number].port} stands twice; keep one", "RMR0015")
+
+
 def _route(spec: route_pb2.GRPCRouteSpec) -> Iterator[Fault]:
+    for number in _repeated((parent.namespace, parent.name, parent.port) for parent in spec.parent_refs):
+        parent = spec.parent_refs[number]
+        yield Fault(f"spec.parentRefs[{number}].name", f'"{parent.name}" is named twice; once is enough', "RMR0015")
+    for number in _repeated(rule.name or index for index, rule in enumerate(spec.rules)):
+        name = spec.rules[number].name
+        yield Fault(f"spec.rules[{number}].name", f'"{name}" names two rules; give each its own', "RMR0015")
     for number, rule in enumerate(spec.rules):
         path = f"spec.rules[{number}]"
         if not rule.backend_refs:
@@ -34,34 +51,55 @@ def _route(spec: route_pb2.GRPCRouteSpec) -> Iterator[Fault]:
                 f"{path}.backendRefs", "weights add up to 0; give at least one backend a weight above 0", "RMR0012"
             )
         for place, match in enumerate(rule.matches):
-            where = f"{path}.matches[{place}]"
-            if match.HasField("method"):
-                method = match.method
-                if not method.service and not method.method:
-                    yield Fault(
-                        f"{where}.method", "names neither service nor method; give one, or leave it out", "RMR0013"
-                    )
-                if method.type == "RegularExpression":
-                    yield from _regexes(f"{where}.method", service=method.service, method=method.method)
-            for index, header in enumerate(match.headers):
-                if header.type == "RegularExpression":
-                    yield from _regexes(f"{where}.headers[{index}]", value=header.value)
+            yield from _match(f"{path}.matches[{place}]", match)
+
+
+def _match(path: str, match: route_pb2.GRPCRouteMatch) -> Iterator[Fault]:
+    if match.HasField("method"):
+        method = match.method
+        if not method.service and not method.method:
+            yield Fault(f"{path}.method", "names neither service nor method; give one, or leave it out", "RMR0013")
+        if method.type == "RegularExpression":
+            yield from _regexes(f"{path}.method", service=method.service, method=method.method)
+        else:
+            yield from _grpc_names(f"{path}.method", method)
+    for number in _repeated(header.name for header in match.headers):
+        text = f'"{match.headers[number].name}" is matched twice; keep one'
+        yield Fault(f"{path}.headers[{number}].name", text, "RMR0015")
+    for number, header in enumerate(match.headers):
+        if header.type == "RegularExpression":
+            yield from _regexes(f"{path}.headers[{number}]", value=header.value)
+
+
+def _grpc_names(path: str, method: route_pb2.GRPCMethodMatch) -> Iterator[Fault]:
+    """What an exact match names must be able to be the name of a service and a method (Gateway API: GRPCMethodMatch)."""
+    if method.service and not _GRPC_SERVICE.fullmatch(method.service):
+        text = f'"{method.service}" is no full name of a gRPC service, such as bookstore.v1.Warehouse'
+        yield Fault(f"{path}.service", text, "RMR0017")
+    if method.method and not _GRPC_METHOD.fullmatch(method.method):
+        yield Fault(f"{path}.method", f'"{method.method}" is no name of a gRPC method, such as Reserve', "RMR0017")
 
 
 def _regexes(path: str, **patterns: str) -> Iterator[Fault]:
     for name, pattern in patterns.items():
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            yield Fault(f"{path}.{name}", f'"{pattern}" is no regular expression: {error}', "RMR0014")
+        reason = regex.fault(pattern)
+        if reason is not None:
+            yield Fault(f"{path}.{name}", f'"{pattern}" is no regular expression that is taken: {reason}', "RMR0014")
 
 
 def _targets(targets: Iterable[policy_pb2.TargetRef]) -> Iterator[Fault]:
-    seen: set[str] = set()
-    for number, target in enumerate(targets):
-        if target.name in seen:
-            yield Fault(f"spec.targetRefs[{number}].name", f'"{target.name}" is named twice; once is enough', "RMR0015")
-        seen.add(target.name)
+    names = [target.name for target in targets]
+    for number in _repeated(names):
+        yield Fault(f"spec.targetRefs[{number}].name", f'"{names[number]}" is named twice; once is enough', "RMR0015")
+
+
+def _repeated(values: Iterable[Hashable]) -> Iterator[int]:
+    """Where a value stands that stood before."""
+    seen: set[Hashable] = set()
+    for number, value in enumerate(values):
+        if value in seen:
+            yield number
+        seen.add(value)
 
 
 def weight(backend: route_pb2.BackendRef) -> int:
