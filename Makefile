@@ -8,13 +8,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard proto/*/v1/*.proto)
 STAMP := $(VENV)/.installed
+HOT := $(shell sed -n 's/^ *"\(sidecar.*\.py\)",$$/\1/p' setup.py)
+COMPILED := build/compiled/.stamp
 
-.PHONY: help install tools proto demo test test-slow lint bench clean lock
+
+.PHONY: help install compile tools proto demo test test-slow lint bench clean lock
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-install: $(STAMP) ## set up .venv with everything that demo and tests need
+install: $(STAMP) $(COMPILED) ## set up .venv with everything that demo and tests need
 
 $(STAMP): requirements.lock pyproject.toml $(PROTOS)
 	@test -x $(BIN)/python || { echo "setting up $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
@@ -31,6 +34,17 @@ proto: ## generate Python from proto/ (messages, services, types)
 	  -I$$($(BIN)/python -c 'import grpc_tools, pathlib; print(pathlib.Path(grpc_tools.__file__).parent / "_proto")') \
 	  -I$(VENV)/data \
 	  --python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. $(PROTOS)
+
+compile: $(COMPILED) ## compile the sidecar's hot modules (`make install` does it)
+
+$(COMPILED): $(STAMP) setup.py $(HOT)
+	@rm -rf build/compiled && mkdir -p build/compiled
+	@if command -v $${CC:-cc} >/dev/null 2>&1; then \
+	  echo "compiling the sidecar's hot modules (about half a minute)"; \
+	  CFLAGS=-w $(BIN)/python setup.py -q build_ext --build-lib build/compiled --build-temp build/temp >build/compile.log 2>&1 \
+	    || { rm -rf build/compiled/*; echo "they could not be compiled, see build/compile.log: the sidecar runs as plain Python"; }; \
+	else echo "no C compiler: the sidecar runs as plain Python, which costs about half as much again"; fi
+	@touch $@
 
 demo: install ## run the bookstore in a live mesh, with the tour (needs nothing else)
 	@$(BIN)/remora demo

@@ -1,0 +1,5 @@
+"""The data plane."""
+
+from sidecar import compiled
+
+compiled.use()

@@ -12,22 +12,25 @@ Frames that are rare go through `_rare_frame`, where clarity comes first.
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from hpack import Decoder
 from hpack.exceptions import HPACKError
+from mypy_extensions import mypyc_attr, trait
 
 from sidecar.http2 import frames, headers
 from sidecar.http2.frames import HEAD, HEAD_SIZE, ErrorCode
 
-MAX_HEADER_BLOCK: Final = 64 * 1024
-"""Bytes of one header block over all its CONTINUATION frames."""
+MAX_HEADER_BLOCK: Final = 128 * 1024
+"""Bytes of one header block over all its CONTINUATION frames; more is an attack. What is taken of it is `headers.MAX_BYTES`."""
 MAX_CONTINUATIONS: Final = 32
 """CONTINUATION frames of one block; small ones without end are an attack."""
 MAX_CONTROL_FRAMES_PER_S: Final = 10_000
 """PING, SETTINGS, PRIORITY, RST_STREAM and empty DATA frames that a peer may send in a second."""
 REMEMBERED_RESETS: Final = 1_000
 """Streams that we reset lately: frames that were under way are dropped, not punished."""
+MAX_STATEFUL_BLOCKS: Final = 2_000
+"""Header blocks that a peer may send before it acknowledges our SETTINGS; each costs us ten times as much as one after that."""
 
 
 DRAIN_PING: Final = b"draining"
@@ -88,8 +91,10 @@ class Stream:
         self.call: Any = None
 
 
-class Handler(Protocol):
-    """Who is told. A call may send on this connection or any other, and may reset the stream."""
+@trait
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Handler:
+    """Who is told. A trait, not a Protocol, so that compiled code calls it without a look-up. A call may send on this connection or any other, and may reset the stream."""
 
     def on_request(self, stream: Stream, block: bytes, ended: bool) -> None:
         """A client opened a stream (role SERVER)."""
@@ -170,7 +175,7 @@ class Connection:
         self._connection_threshold = settings.initial_connection_window // 2
         self._stream_threshold = settings.initial_stream_window // 2
         self._tail = b""
-        self._awaits_preface = self.is_server
+        self._awaits_preface = True
         self._highest = 0
         """Highest stream id that the peer opened (server) or that we opened (client)."""
         self._next_id = 1
@@ -184,6 +189,8 @@ class Connection:
         self._block_ended = False
         self._block_frames = 0
         self._resets: dict[int, None] = {}
+        self._forgotten_reset = -1
+        """Highest stream that fell out of `_resets`: up to it, a frame on a closed stream may have been under way."""
         self._control_frames = 0
         self._control_second = 0.0
         self._blocked: dict[int, Stream] = {}
@@ -194,7 +201,7 @@ class Connection:
         }
         if self.is_server:
             announced[frames.MAX_CONCURRENT_STREAMS] = settings.max_concurrent_streams
-            announced[frames.MAX_HEADER_LIST_SIZE] = MAX_HEADER_BLOCK
+            announced[frames.MAX_HEADER_LIST_SIZE] = headers.MAX_BYTES
         else:
             # A server that takes this before its first response never sends a block with state. A client's first requests
             # come before our SETTINGS anyway: it is asked with its second header block, see `_on_block`.
@@ -217,14 +224,10 @@ class Connection:
         if self._tail:
             data = self._tail + data
         if self._awaits_preface:
-            if not frames.PREFACE.startswith(data[:24]):
-                self.fail(ErrorCode.PROTOCOL_ERROR, "no HTTP/2 preface")
+            begin = self._begin(data)
+            if begin < 0:
                 return
-            if len(data) < 24:
-                self._tail = data
-                return
-            self._awaits_preface = False
-            data = data[24:]
+            data = data[begin:]
         at = 0
         size = len(data)
         unpack = HEAD.unpack_from
@@ -265,6 +268,8 @@ class Connection:
                 try:
                     self._rare_frame(kind, flags, stream_id & 0x7FFFFFFF, data[start:end], now)
                 except StreamError as error:
+                    if self._is_idle(error.stream_id):
+                        raise ProtocolError(error.code, str(error)) from None  # there is nothing yet that could be reset
                     self._fail_stream(error.stream_id, error.code)
                 if self.close_reason:
                     return
@@ -272,6 +277,21 @@ class Connection:
             self.fail(error.code, str(error))
             return
         self._tail = data[at:] if at < size else b""
+
+    def _begin(self, data: bytes) -> int:
+        """Where the first frame starts, once the preface and the type of that frame are there and right; else -1 (RFC 9113 §3.4)."""
+        size = len(frames.PREFACE) if self.is_server else 0
+        if not frames.PREFACE.startswith(data[:size]):
+            self.fail(ErrorCode.PROTOCOL_ERROR, "no HTTP/2 preface")
+            return -1
+        if len(data) < size + 4:
+            self._tail = data
+            return -1
+        if data[size + 3] != frames.SETTINGS:
+            self.fail(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+            return -1
+        self._awaits_preface = False
+        return size
 
     def _on_block(self, stream_id: int, block: bytes, ended: bool) -> None:
         """A whole header block."""
@@ -281,6 +301,8 @@ class Connection:
                 self._has_asked_stateless = True
                 self.out += frames.settings({frames.HEADER_TABLE_SIZE: 0})
                 self._unacked_settings.append(True)
+            if self._stateful_blocks > MAX_STATEFUL_BLOCKS:
+                raise ProtocolError(ErrorCode.SETTINGS_TIMEOUT, "SETTINGS are not acknowledged")
             block = self._restate(block)
         stream = self.streams.get(stream_id)
         if stream is not None:
@@ -311,7 +333,7 @@ class Connection:
 
     def _stray_block(self, stream_id: int) -> None:
         """Headers on a stream that is not open."""
-        if stream_id in self._resets:
+        if stream_id in self._resets or stream_id <= self._forgotten_reset:
             return
         if self.is_server and stream_id & 1:
             raise ProtocolError(ErrorCode.STREAM_CLOSED, f"headers on closed stream {stream_id}")
@@ -324,9 +346,7 @@ class Connection:
             fields = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
         except HPACKError as error:
             raise ProtocolError(ErrorCode.COMPRESSION_ERROR, str(error)) from None
-        if len(fields) > headers.MAX_FIELDS:
-            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many fields")
-        return headers.encode(fields)
+        return headers.encode(fields[: headers.MAX_FIELDS + 1])
 
     def _rare_frame(self, kind: int, flags: int, stream_id: int, payload: bytes, now: float) -> None:
         """Every frame but plain DATA and plain HEADERS."""
@@ -407,7 +427,7 @@ class Connection:
             if stream is None and self._is_idle(stream_id):
                 raise ProtocolError(ErrorCode.PROTOCOL_ERROR, f"DATA on idle stream {stream_id}")
             self.credit_connection(length)
-            if stream_id in self._resets:
+            if stream_id in self._resets or stream_id <= self._forgotten_reset:
                 return
             if stream is None:
                 raise ProtocolError(ErrorCode.STREAM_CLOSED, f"DATA on closed stream {stream_id}")
@@ -478,7 +498,9 @@ class Connection:
         if flags & frames.ACK:
             if payload:
                 raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS acknowledgement with a payload")
-            if self._unacked_settings and self._unacked_settings.popleft():
+            if not self._unacked_settings:
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "acknowledgement of SETTINGS that were not sent")
+            if self._unacked_settings.popleft():
                 self._decoder = None  # from here on, equal bytes mean equal headers
             return
         if len(payload) % 6:
@@ -695,7 +717,9 @@ class Connection:
     def _reset_id(self, stream_id: int, code: int) -> None:
         self.out += frames.rst_stream(stream_id, code)
         if len(self._resets) >= REMEMBERED_RESETS:
-            del self._resets[next(iter(self._resets))]
+            oldest = next(iter(self._resets))
+            del self._resets[oldest]
+            self._forgotten_reset = max(self._forgotten_reset, oldest)
         self._resets[stream_id] = None
         stream = self.streams.get(stream_id)
         if stream is not None:

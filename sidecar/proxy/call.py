@@ -8,6 +8,7 @@ from sidecar.http2.frames import ErrorCode
 from sidecar.proxy import status as grpc_status
 from sidecar.proxy.decision import Plan
 from sidecar.proxy.status import Status
+from sidecar.proxy.timers import Timed
 
 if TYPE_CHECKING:
     from sidecar.proxy.cluster import Cluster, Endpoint
@@ -18,7 +19,7 @@ MAX_REPLAY: Final = 64 * 1024
 """Bytes of a request that are kept for another try; a longer request is tried once."""
 
 
-class Call:
+class Call(Timed):
     """From its request's headers to its status. Ends exactly once, in `finish`."""
 
     __slots__ = (

@@ -7,7 +7,7 @@ and counters go on.
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from sidecar.policy.balance import Balancer, LeastRequest, RandomChoice, RoundRobin, WeightedRoundRobin
 from sidecar.proxy.config import Balance, ClusterConfig, EndpointConfig
@@ -79,7 +79,9 @@ class Endpoint:
         reason = ""
         try:
             async with asyncio.timeout(cluster.config.connect_timeout_s):
-                await worker.loop.create_connection(lambda: up, self.config.host, self.config.port)
+                await worker.loop.create_connection(
+                    lambda: cast(asyncio.BaseProtocol, up), self.config.host, self.config.port
+                )
         except TimeoutError:
             reason = f"no connection to {self} within {cluster.config.connect_timeout_s:g} s"
         except OSError as error:

@@ -5,16 +5,16 @@ Hot path: a call costs here one look-up of its header block, one `Call`, and the
 
 import asyncio
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from sidecar.http2 import headers
-from sidecar.http2.connection import Connection, Role, Settings, Stream
+from sidecar.http2.connection import Connection, Handler, Role, Settings, Stream
 from sidecar.http2.frames import ErrorCode
 from sidecar.http2.headers import HeaderError
 from sidecar.proxy.call import Call
 from sidecar.proxy.decision import DecisionCache, Malformed
 from sidecar.proxy.status import Status
-from sidecar.proxy.worker import Worker
+from sidecar.proxy.worker import Peer, Worker
 from sidecar.telemetry.stats import CallStats
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ LINGER_S: Final = 1.0
 """A client that broke the protocol gets so long to read why, before its socket is cut."""
 
 
-class Downstream(asyncio.Protocol):
+class Downstream(Handler, Peer):
     """One HTTP/2 connection of a client; also the handler of its events."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Downstream(asyncio.Protocol):
     def adopt(self, transport: asyncio.Transport, data: bytes) -> None:
         """Take over an accepted socket and the bytes that were read from it."""
         self._transport = transport
-        transport.set_protocol(self)
+        transport.set_protocol(cast(asyncio.BaseProtocol, self))
         self.listener.downstreams.add(self)
         self.mark()
         if data:
@@ -88,6 +88,9 @@ class Downstream(asyncio.Protocol):
         self._end_calls()
         transport.write_eof()
         self.worker.loop.call_later(LINGER_S, transport.abort)
+
+    def eof_received(self) -> None:
+        """The client sends no more: asyncio closes the transport."""
 
     def pause_writing(self) -> None:
         self.conn.pause()

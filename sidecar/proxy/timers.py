@@ -2,18 +2,24 @@
 
 import asyncio
 from time import monotonic
-from typing import Final, Protocol
+from typing import Final
+
+from mypy_extensions import mypyc_attr, trait
 
 SLOT_S: Final = 0.01
 
 
-class Timed(Protocol):
+@trait
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Timed:
     """What waits for a deadline."""
 
     deadline: float
     """Seconds on the monotonic clock; 0 once nobody waits any more."""
 
-    def on_deadline(self) -> None: ...
+    def on_deadline(self) -> None:
+        """The deadline is over."""
+        ...
 
 
 class TimerWheel:

@@ -8,12 +8,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
 from sidecar.http2 import headers
-from sidecar.http2.connection import Connection, Role, Settings, Stream
+from sidecar.http2.connection import Connection, Handler, Role, Settings, Stream
 from sidecar.http2.frames import ErrorCode
 from sidecar.http2.headers import HeaderError
 from sidecar.proxy import status as grpc_status
 from sidecar.proxy.status import NOT_GRPC, Status
-from sidecar.proxy.worker import Worker
+from sidecar.proxy.worker import Peer, Worker
 
 if TYPE_CHECKING:
     from sidecar.proxy.call import Call
@@ -50,7 +50,7 @@ def _status_without(call: "Call") -> int:
     return grpc_status.of_http(call.http_status) if call.plan.decision.is_grpc else NOT_GRPC
 
 
-class Upstream(asyncio.Protocol):
+class Upstream(Handler, Peer):
     """One HTTP/2 connection to an endpoint; also the handler of its events."""
 
     def __init__(self, endpoint: "Endpoint", worker: Worker, settings: Settings) -> None:
@@ -81,6 +81,9 @@ class Upstream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lose(str(exc) if exc else "the peer closed the connection")
+
+    def eof_received(self) -> None:
+        """The peer sends no more: asyncio closes the transport."""
 
     def pause_writing(self) -> None:
         self.conn.pause()

@@ -3,18 +3,23 @@
 import asyncio
 from random import Random
 from time import monotonic
-from typing import Protocol
+
+from mypy_extensions import mypyc_attr, trait
 
 from sidecar.proxy.timers import TimerWheel
 from sidecar.telemetry.stats import Stats
 
 
-class Peer(Protocol):
+@trait
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Peer:
     """A connection that gathers output."""
 
     is_dirty: bool
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        """Write what has gathered."""
+        ...
 
 
 class Worker:

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.http2 import frames, headers
-from sidecar.http2.connection import Connection, Role, Settings, Stream
+from sidecar.http2.connection import Connection, Handler, Role, Settings, Stream
 from sidecar.http2.frames import ErrorCode
 
 REQUEST = headers.encode([(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/a/b"), (b":authority", b"x")])
 
 
 @dataclass
-class Recorder:
+class Recorder(Handler):
     """A handler that writes down what it is told, and credits data at once."""
 
     events: list[tuple[object, ...]] = field(default_factory=list)

@@ -1,0 +1,33 @@
+"""Compiles the sidecar's hot modules with mypyc: `make compile`.
+
+Only that: what the package is stands in pyproject.toml. The sources stay plain Python and run as such wherever this was not done;
+`sidecar/compiled.py` says when the compiled ones are used.
+"""
+
+import sys
+
+from setuptools import setup
+
+HOT = [
+    "sidecar/http2/connection.py",
+    "sidecar/http2/frames.py",
+    "sidecar/http2/headers.py",
+    "sidecar/policy/balance.py",
+    "sidecar/policy/token_bucket.py",
+    "sidecar/proxy/call.py",
+    "sidecar/proxy/cluster.py",
+    "sidecar/proxy/decision.py",
+    "sidecar/proxy/downstream.py",
+    "sidecar/proxy/limit.py",
+    "sidecar/proxy/timers.py",
+    "sidecar/proxy/upstream.py",
+    "sidecar/proxy/worker.py",
+    "sidecar/telemetry/stats.py",
+]
+
+if "build_ext" in sys.argv:
+    from mypyc.build import mypycify
+
+    setup(ext_modules=mypycify(HOT, opt_level="3", debug_level="0", group_name="remora_sidecar"))
+else:
+    setup()
