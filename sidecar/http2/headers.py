@@ -15,8 +15,10 @@ from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable
 
-MAX_FIELDS: Final = 256
-"""Fields in one block; more is refused, as a decoder's work is what an attacker buys with them."""
+MAX_FIELDS: Final = 100
+"""Fields in one block (Envoy: max_headers_count); more is refused, as a decoder's work is what an attacker buys with them."""
+MAX_BYTES: Final = 60 * 1024
+"""Bytes of a block that is taken, as on the wire (Envoy: max_request_headers_kb)."""
 
 STATIC: Final[tuple[tuple[bytes, bytes], ...]] = tuple(HeaderTable.STATIC_TABLE)
 _STATIC_SIZE: Final = len(STATIC)
@@ -30,6 +32,15 @@ RawField = tuple[bytes, bytes]
 
 class HeaderError(Exception):
     """The block cannot be read: a COMPRESSION_ERROR of the connection (RFC 9113 §4.3)."""
+
+
+class TooLarge(Exception):
+    """More fields or bytes than are taken. The connection is sound: the block can be left out, as no other refers to it."""
+
+    def __init__(self, fields: list[RawField]) -> None:
+        super().__init__(f"more than {MAX_FIELDS} fields or {MAX_BYTES} bytes of headers")
+        self.fields = fields
+        """The first of them."""
 
 
 def _integer(block: bytes, at: int, mask: int) -> tuple[int, int]:
@@ -53,13 +64,15 @@ def _integer(block: bytes, at: int, mask: int) -> tuple[int, int]:
 def split(block: bytes) -> list[RawField]:
     """The fields of a stateless block, each as raw bytes, in order.
 
-    Size updates are dropped. Raises HeaderError if the block refers to a dynamic table, or is cut short.
+    Size updates are dropped. Raises HeaderError if the block refers to a dynamic table or is cut short, TooLarge if it is too long.
     """
     fields: list[RawField] = []
     at = 0
     size = len(block)
     try:
-        while at < size:
+        for _ in range(MAX_FIELDS + 2):
+            if at >= size:
+                break
             start = at
             first = block[at]
             if first >= 0x80:
@@ -96,10 +109,10 @@ def split(block: bytes) -> list[RawField]:
             fields.append((block[start:name_end], block[start:at]))
     except IndexError:
         raise HeaderError("block ends inside a field") from None
-    if at != size:
+    if at > size:
         raise HeaderError("block ends inside a field")
-    if len(fields) > MAX_FIELDS:
-        raise HeaderError(f"more than {MAX_FIELDS} fields")
+    if at < size or size > MAX_BYTES or len(fields) > MAX_FIELDS:
+        raise TooLarge(fields)
     return fields
 
 

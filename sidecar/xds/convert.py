@@ -69,7 +69,8 @@ def _http2(options: Any, path: str) -> Settings:
     field = "override_stream_error_on_invalid_http_message"
     if options.HasField(field) and not getattr(options, field).value:
         raise ConfigError(
-            f"{path}.{field}", "only true is supported: a malformed message ends its stream, never the connection (RMR0119)"
+            f"{path}.{field}",
+            "only true is supported: a malformed message ends its stream, never the connection (RMR0119)",
         )
     return Settings(
         initial_stream_window=options.initial_stream_window_size.value

@@ -26,9 +26,15 @@ class Recorder(Handler):
     conn: Connection | None = None
     keeps_data: bool = False
     sent: int = 0
+    too_large: int = 0
 
     def on_request(self, stream: Stream, block: bytes, ended: bool) -> None:
         self.streams[stream.id] = stream
+        try:
+            headers.split(block)
+        except headers.TooLarge:
+            self.too_large += 1
+            return
         self.events.append(("request", stream.id, headers.decode(block), ended))
 
     def on_headers(self, stream: Stream, block: bytes, ended: bool) -> None:
@@ -294,6 +300,8 @@ CONNECTION_FAULTS = {
     "RST_STREAM of 3 bytes": (frame(3, 0, 1, b"abc"), "FRAME_SIZE_ERROR"),
     "SETTINGS on a stream": (frame(4, 0, 1), "PROTOCOL_ERROR"),
     "SETTINGS of 5 bytes": (frame(4, 0, 0, b"12345"), "FRAME_SIZE_ERROR"),
+    "SETTINGS acknowledgement that nobody waits for": (frames.SETTINGS_ACK * 2, "PROTOCOL_ERROR"),
+    "PRIORITY of 4 bytes on an idle stream": (frame(2, 0, 9, b"1234"), "FRAME_SIZE_ERROR"),
     "SETTINGS acknowledgement with a payload": (frame(4, 1, 0, b"123456"), "FRAME_SIZE_ERROR"),
     "ENABLE_PUSH of 2": (frames.settings({2: 2}), "PROTOCOL_ERROR"),
     "initial window too large": (frames.settings({4: 2**31}), "FLOW_CONTROL_ERROR"),
@@ -389,6 +397,57 @@ def test_more_data_than_the_window_is_an_error() -> None:
     seen.keeps_data = True
     opened(conn, frame(1, 4, 1, REQUEST), frame(0, 0, 1, b"x" * 11))
     assert codes(conn)[-1] == ("GOAWAY", 0, "FLOW_CONTROL_ERROR")
+
+
+@pytest.mark.parametrize("size", range(24 + 4 + 1))
+def test_a_preface_may_come_in_two_pieces(size: int) -> None:
+    conn, seen = server()
+    whole = frames.PREFACE + frames.settings({}) + frame(1, 5, 1, REQUEST)
+    conn.receive(whole[:size], 0.0)
+    conn.receive(whole[size:], 0.0)
+    assert seen.events[-1][:2] == ("request", 1)
+
+
+def test_the_first_frame_of_either_side_is_settings() -> None:
+    conn, _ = server()
+    conn.receive(frames.PREFACE + frame(1, 5, 1, REQUEST), 0.0)
+    assert codes(conn)[-1] == ("GOAWAY", 0, "PROTOCOL_ERROR")
+    conn, _ = client()
+    conn.receive(frames.ping(b"12345678"), 0.0)
+    assert conn.is_closed
+
+
+def test_a_client_that_says_goaway_may_go_on() -> None:
+    conn, seen = server()
+    opened(conn, frames.goaway(0, 0), frame(1, 5, 1, REQUEST))
+    assert seen.events[-1][:2] == ("request", 1)
+
+
+def test_frames_to_a_stream_whose_reset_is_long_ago_are_dropped_too() -> None:
+    conn, seen = server()
+    ids = range(1, 2 * 1_500, 2)
+    opened(conn, *(frame(1, 4, stream_id, REQUEST) for stream_id in ids))
+    for stream_id in ids:
+        conn.reset(seen.streams[stream_id], ErrorCode.CANCEL)
+    take(conn)
+    conn.receive(b"".join(frame(0, 1, stream_id, b"late") for stream_id in ids), 0.0)
+    assert codes(conn) == []
+    assert not conn.is_closed
+
+
+def test_a_client_that_never_acknowledges_settings_is_sent_away() -> None:
+    conn, _ = server()
+    opened(conn)
+    for stream_id in range(1, 2 * 2_100, 2):
+        conn.receive(frame(1, 5, stream_id, REQUEST) + frames.rst_stream(stream_id, 8), 0.001 * stream_id)
+    assert codes(conn)[-1] == ("GOAWAY", 0, "SETTINGS_TIMEOUT")
+
+
+def test_a_block_of_too_many_fields_reaches_the_handler_cut_to_one_above_the_limit() -> None:
+    conn, seen = server()
+    opened(conn, frame(1, 5, 1, REQUEST + b"\x82" * 10_000))
+    assert not conn.is_closed
+    assert seen.too_large == 1
 
 
 def test_something_that_is_not_http2_is_turned_away() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.http2 import headers
-from sidecar.http2.headers import HeaderError
+from sidecar.http2.headers import HeaderError, TooLarge
 
 names = st.sampled_from([b":path", b":method", b"grpc-timeout", b"x-user", b"user-agent", b"te"]) | st.binary(
     min_size=1, max_size=40
@@ -70,9 +70,18 @@ def test_a_size_update_to_zero_is_dropped() -> None:
     assert headers.split(b"\x20\x82") == [(b"\x82", b"\x82")]
 
 
-def test_more_fields_than_the_limit_are_refused() -> None:
-    with pytest.raises(HeaderError, match="more than 256 fields"):
-        headers.split(b"\x82" * 257)
+def test_as_many_fields_as_the_limit_are_taken_and_one_more_is_not() -> None:
+    assert len(headers.split(b"\x20\x20" + b"\x82" * headers.MAX_FIELDS)) == headers.MAX_FIELDS
+    for extra in (1, 2, 3, 10_000):
+        with pytest.raises(TooLarge, match="more than 100 fields"):
+            headers.split(b"\x82" * (headers.MAX_FIELDS + extra))
+
+
+def test_a_block_above_the_limit_of_bytes_is_refused_with_what_was_read_of_it() -> None:
+    block = headers.encode([(b":path", b"/a"), (b"x-long", b"{" * headers.MAX_BYTES)])
+    with pytest.raises(TooLarge) as caught:
+        headers.split(block)
+    assert headers.value_of(caught.value.fields[0]) == b"/a"
 
 
 def test_a_bad_huffman_code_is_refused_when_the_value_is_read() -> None:
