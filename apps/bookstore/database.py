@@ -3,8 +3,7 @@
 Theory of operation: all SQL of a process runs in one thread of the database's own, so a wait for the disk or for a lock never holds up
 the event loop, and the health check answers however busy the file is. Other processes may have the same file open (four warehouses,
 one stock): a transaction that writes takes the write lock at its first statement (BEGIN IMMEDIATE), so what it has read is still true
-when it writes, and it waits for the lock rather than fail. WAL: who only reads never waits. `synchronous=FULL`: what was answered
-survives a power cut (measured on an SSD: 0.25 ms for a commit instead of 0.02).
+when it writes, and it waits for the lock rather than fail. WAL: who only reads never waits.
 
 What runs in a transaction is a plain function whose first parameter is the transaction: `await database.run(shelf.take, ...)`.
 """
@@ -13,6 +12,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 from urllib.parse import quote
@@ -22,6 +22,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 BUSY_TIMEOUT_S: Final = 3.0
 """A transaction waits so long for other processes; then the call fails, and may be repeated."""
+SYNCHRONOUS: Final = ("FULL", "NORMAL")
+"""FULL: what was answered survives a power cut. NORMAL: only `kill -9`, but a commit does not wait for the disk (0.02 ms instead of 0.25
+on the SSD where it was measured; a slow disk takes 10)."""
 INTEGER: Final = BigInteger().with_variant(Integer(), "sqlite")
 """64 bits, whatever the database."""
 
@@ -33,14 +36,15 @@ class DatabaseAway(Exception):
     """The file cannot be used now: locked for too long, disk full, not a database. Nothing was written."""
 
 
-def open_engine(path: Path) -> Engine:
+def open_engine(path: Path, synchronous: str = "FULL") -> Engine:
     """Open or create a file. Raises DatabaseAway."""
+    assert synchronous in SYNCHRONOUS
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DatabaseAway(f"{path.parent}: {(error.strerror or str(error)).lower()}") from None
     engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S}, pool_size=1)
-    event.listen(engine, "connect", _set_up)
+    event.listen(engine, "connect", partial(_set_up, synchronous))
     event.listen(engine, "begin", _begin)
     return engine
 
@@ -59,10 +63,10 @@ def open_read_only(path: Path) -> Engine:
     return engine
 
 
-def _set_up(connection: sqlite3.Connection, _record: object) -> None:
+def _set_up(synchronous: str, connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None  # the driver is not to begin transactions: `_begin` does
     connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
 
 
 def _begin(connection: Connection) -> None:
@@ -97,8 +101,8 @@ def _name(engine: Engine) -> str:
 class Database:
     """A file and its thread, for a server's lifetime."""
 
-    def __init__(self, path: Path) -> None:
-        self._engine = open_engine(path)
+    def __init__(self, path: Path, synchronous: str = "FULL") -> None:
+        self._engine = open_engine(path, synchronous)
         self._thread = ThreadPoolExecutor(1, path.stem)
 
     async def run(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:

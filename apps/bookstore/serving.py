@@ -5,6 +5,7 @@
 | PORT | port to listen on, of 127.0.0.1; 0 picks a free one | 50051 |
 | BOOKSTORE_DIR | directory of the databases | .demo/bookstore |
 | VERSION | version that the service says it has | v1 |
+| BOOKSTORE_SYNCHRONOUS | FULL: answers survive a power cut; NORMAL: `kill -9`, and commits do not wait for a slow disk | FULL |
 | INSTANCE | name that the instance gives itself | the service's name and the port |
 
 `grpc.aio`, because a service that waits for others must still answer its health check: with a pool of threads, as many slow calls as it
@@ -26,7 +27,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from apps.bookstore.database import DatabaseAway
+from apps.bookstore.database import SYNCHRONOUS, DatabaseAway
 from apps.bookstore.edge import Edge
 
 HOST: Final = "127.0.0.1"
@@ -50,6 +51,7 @@ class Settings:
 
     port: int
     directory: Path
+    synchronous: str
     version: str
     instance: str
     """Empty: named after service and port once that is known."""
@@ -60,9 +62,13 @@ class Settings:
         port = environment.get("PORT", "") or str(DEFAULT_PORT)
         if not (port.isascii() and port.isdigit() and int(port) <= 65535):
             raise BadSettings(f'PORT: "{port}" is no port; 0 to 65535 is needed')
+        synchronous = environment.get("BOOKSTORE_SYNCHRONOUS", "") or SYNCHRONOUS[0]
+        if synchronous not in SYNCHRONOUS:
+            raise BadSettings(f'BOOKSTORE_SYNCHRONOUS: "{synchronous}" is not known; known: {", ".join(SYNCHRONOUS)}')
         return cls(
             port=int(port),
             directory=Path(environment.get("BOOKSTORE_DIR", "") or ".demo/bookstore"),
+            synchronous=synchronous,
             version=environment.get("VERSION", "") or "v1",
             instance=environment.get("INSTANCE", ""),
         )

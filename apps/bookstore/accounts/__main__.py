@@ -16,7 +16,7 @@ from proto.bookstore.v1 import accounts_pb2, accounts_pb2_grpc
 @asynccontextmanager
 async def attach(server: grpc.aio.Server, settings: serving.Settings) -> AsyncIterator[None]:
     """Put accounts on a server."""
-    database = Database(settings.directory / ledger.FILE)
+    database = Database(settings.directory / ledger.FILE, settings.synchronous)
     try:
         await database.run(ledger.prepare)
         accounts_pb2_grpc.add_AccountsServicer_to_server(AccountsService(database), server)

@@ -20,7 +20,7 @@ from proto.bookstore.v1 import orders_pb2, orders_pb2_grpc
 @asynccontextmanager
 async def attach(server: grpc.aio.Server, settings: serving.Settings) -> AsyncIterator[None]:
     """Put orders on a server, with the settler beside it."""
-    database = Database(settings.directory / orderbook.FILE)
+    database = Database(settings.directory / orderbook.FILE, settings.synchronous)
     try:
         await database.run(orderbook.prepare)
         async with (

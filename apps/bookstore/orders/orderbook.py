@@ -3,11 +3,27 @@
 An open order is always due at some moment: whoever works on it puts that off, and if he dies the order becomes due all the same.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import Column, ColumnElement, Connection, Index, MetaData, Row, Table, Text, insert, or_, select, update
+from sqlalchemy import (
+    Column,
+    Connection,
+    Executable,
+    Index,
+    MetaData,
+    Row,
+    Table,
+    Text,
+    and_,
+    bindparam,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from apps.bookstore.database import INTEGER
 from apps.bookstore.refusals import Reason, Refusal
@@ -55,7 +71,45 @@ ORDERS: Final = Table(
     Column("recorded_ms", INTEGER, nullable=False),
     sqlite_strict=True,
 )
-_DUE: Final = Index("orders_due", ORDERS.c.due_ms)
+Index("orders_due", ORDERS.c.due_ms)
+
+# Statements are built once: building one costs twice what running it does.
+_FIND: Final = select(ORDERS).where(ORDERS.c.order_id == bindparam("order_id"))
+_RECORD: Final = insert(ORDERS)
+_IS_IN: Final = and_(ORDERS.c.order_id == bindparam("of_order"), ORDERS.c.state == bindparam("old"))
+_TAKEN: Final = (
+    update(ORDERS)
+    .where(_IS_IN)
+    .values(
+        state=bindparam("new"),
+        amount_cents=bindparam("amount"),
+        warehouse_version=bindparam("version"),
+        warehouse_instance=bindparam("instance"),
+    )
+    .returning(*ORDERS.c)
+)
+_CLOSED: Final = (
+    update(ORDERS)
+    .where(_IS_IN)
+    .values(state=bindparam("new"), refusal=bindparam("reason"), explanation=bindparam("text"), due_ms=None)
+    .returning(*ORDERS.c)
+)
+_PUT_OFF: Final = (
+    update(ORDERS)
+    .where(ORDERS.c.order_id == bindparam("of_order"), ORDERS.c.due_ms.is_not(None))
+    .values(due_ms=bindparam("until_ms"))
+)
+_DUE: Final = (
+    select(ORDERS)
+    .where(or_(ORDERS.c.due_ms <= bindparam("now_ms"), ORDERS.c.due_ms > bindparam("furthest_ms")))
+    .order_by(ORDERS.c.due_ms)
+    .limit(bindparam("most"))
+)
+_CLAIM: Final = (
+    update(ORDERS)
+    .where(ORDERS.c.order_id == bindparam("of_order"))
+    .values(due_ms=bindparam("until_ms"), tries=ORDERS.c.tries + 1)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +142,8 @@ def record(tx: Connection, wanted: Order, now_ms: int, due_ms: int) -> Order:
     """
     before = find(tx, wanted.order_id)
     if before is None:
-        tx.execute(
-            insert(ORDERS).values(
-                order_id=wanted.order_id,
-                reader=wanted.reader,
-                book=wanted.book,
-                copies=wanted.copies,
-                state=State.PENDING,
-                amount_cents=0,
-                warehouse_version="",
-                warehouse_instance="",
-                refusal="",
-                explanation="",
-                tries=0,
-                due_ms=due_ms,
-                recorded_ms=now_ms,
-            )
-        )
+        row = {**asdict(wanted), "refusal": "", "due_ms": due_ms, "recorded_ms": now_ms}
+        tx.execute(_RECORD, row)
         return wanted
     if (before.reader, before.book, before.copies) != (wanted.reader, wanted.book, wanted.copies):
         raise Refusal(
@@ -117,65 +156,58 @@ def record(tx: Connection, wanted: Order, now_ms: int, due_ms: int) -> Order:
 
 def taken(tx: Connection, order_id: str, amount_cents: int, version: str, instance: str) -> Order:
     """The warehouse gave the copies."""
-    return _move(
-        tx,
-        order_id,
-        State.PENDING,
-        State.TAKEN,
-        amount_cents=amount_cents,
-        warehouse_version=version,
-        warehouse_instance=instance,
-    )
+    values = {"amount": amount_cents, "version": version, "instance": instance}
+    return _move(tx, order_id, State.PENDING, State.TAKEN, _TAKEN, values)
 
 
 def rejected(tx: Connection, order_id: str, refusal: Reason, explanation: str) -> Order:
     """The warehouse refused for good."""
-    return _move(tx, order_id, State.PENDING, State.REJECTED, refusal=refusal, explanation=explanation, due_ms=None)
+    values = {"reason": refusal, "text": explanation}
+    return _move(tx, order_id, State.PENDING, State.REJECTED, _CLOSED, values)
 
 
 def settled(tx: Connection, order_id: str) -> Order:
     """The money is in the till."""
-    return _move(tx, order_id, State.TAKEN, State.SETTLED, due_ms=None)
+    return _move(tx, order_id, State.TAKEN, State.SETTLED, _CLOSED, {"reason": "", "text": ""})
 
 
-def _move(tx: Connection, order_id: str, old: State, new: State, **values: object) -> Order:
+def _move(
+    tx: Connection, order_id: str, old: State, new: State, statement: Executable, values: Mapping[str, object]
+) -> Order:
     """From one state to the next; if somebody else was faster, to where he has brought it."""
     assert (old, new) in TRANSITIONS
-    tx.execute(update(ORDERS).where(ORDERS.c.order_id == order_id, ORDERS.c.state == old).values(state=new, **values))
-    order = find(tx, order_id)
+    row = tx.execute(statement, {"of_order": order_id, "old": old, "new": new, **values}).one_or_none()
+    order = _order(row) if row is not None else find(tx, order_id)
     assert order is not None
     return order
 
 
 def put_off(tx: Connection, order_id: str, due_ms: int) -> None:
     """Leave an open order alone until then."""
-    tx.execute(update(ORDERS).where(ORDERS.c.order_id == order_id, ORDERS.c.state.in_(OPEN)).values(due_ms=due_ms))
+    tx.execute(_PUT_OFF, {"of_order": order_id, "until_ms": due_ms})
 
 
 def is_any_due(tx: Connection, now_ms: int) -> bool:
     """True if `claim` would find something; only reads."""
-    return tx.execute(select(ORDERS.c.order_id).where(_due(now_ms)).limit(1)).first() is not None
+    return bool(_due(tx, now_ms, 1))
 
 
 def claim(tx: Connection, now_ms: int, until_ms: int, most: int) -> list[Order]:
     """Due orders, the longest due first; until then they are nobody else's."""
-    rows = tx.execute(select(ORDERS).where(_due(now_ms)).order_by(ORDERS.c.due_ms).limit(most)).all()
-    claimed = [_order(row) for row in rows]
-    tx.execute(
-        update(ORDERS)
-        .where(ORDERS.c.order_id.in_([order.order_id for order in claimed]))
-        .values(due_ms=until_ms, tries=ORDERS.c.tries + 1)
-    )
+    claimed = _due(tx, now_ms, most)
+    for order in claimed:
+        tx.execute(_CLAIM, {"of_order": order.order_id, "until_ms": until_ms})
     return claimed
 
 
-def _due(now_ms: int) -> ColumnElement[bool]:
-    return or_(ORDERS.c.due_ms <= now_ms, ORDERS.c.due_ms > now_ms + FURTHEST_DUE_MS)
+def _due(tx: Connection, now_ms: int, most: int) -> list[Order]:
+    bounds = {"now_ms": now_ms, "furthest_ms": now_ms + FURTHEST_DUE_MS, "most": most}
+    return [_order(row) for row in tx.execute(_DUE, bounds)]
 
 
 def find(tx: Connection, order_id: str) -> Order | None:
     """An order; None if there is none."""
-    row = tx.execute(select(ORDERS).where(ORDERS.c.order_id == order_id)).one_or_none()
+    row = tx.execute(_FIND, {"order_id": order_id}).one_or_none()
     return None if row is None else _order(row)
 
 

@@ -17,7 +17,7 @@ from proto.bookstore.v1 import warehouse_pb2, warehouse_pb2_grpc
 @asynccontextmanager
 async def attach(server: grpc.aio.Server, settings: serving.Settings) -> AsyncIterator[None]:
     """Put the warehouse on a server; fills the shelf if it is new."""
-    database = Database(settings.directory / shelf.FILE)
+    database = Database(settings.directory / shelf.FILE, settings.synchronous)
     try:
         await database.run(shelf.prepare, BOOKS, DEFAULT_COPIES)
         keeper = shelf.Keeper(settings.version, settings.instance)

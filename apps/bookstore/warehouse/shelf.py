@@ -2,9 +2,21 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import CheckConstraint, Column, Connection, MetaData, Table, Text, insert, select, update
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Connection,
+    MetaData,
+    Row,
+    Table,
+    Text,
+    bindparam,
+    insert,
+    select,
+    update,
+)
 
 from apps.bookstore.catalogue import Book
 from apps.bookstore.database import INTEGER
@@ -38,6 +50,18 @@ TAKINGS: Final = Table(
     sqlite_strict=True,
 )
 
+# Statements are built once: building one costs twice what running it does.
+_STOCK: Final = select(SHELF.c.copies, SHELF.c.price_cents).where(SHELF.c.book == bindparam("book"))
+_REMOVE: Final = (
+    update(SHELF)
+    .where(SHELF.c.book == bindparam("of_book"), SHELF.c.copies >= bindparam("wanted"))
+    .values(copies=SHELF.c.copies - bindparam("wanted"))
+    .returning(SHELF.c.price_cents)
+)
+_DELIVER: Final = insert(SHELF)
+_FIND: Final = select(TAKINGS).where(TAKINGS.c.order_id == bindparam("order_id"))
+_ANSWER: Final = insert(TAKINGS)
+
 
 @dataclass(frozen=True, slots=True)
 class Keeper:
@@ -70,17 +94,25 @@ class Stock:
     price_cents: int
 
 
+@dataclass(frozen=True, slots=True)
+class Title:
+    """One title, for the audit."""
+
+    book: str
+    delivered: int
+    """Copies that were ever put on the shelf."""
+    copies: int
+    """That are on it now."""
+
+
 def prepare(tx: Connection, books: Iterable[Book], copies: int) -> None:
     """Create what is missing; a title that is there already is not delivered again."""
     _METADATA.create_all(tx)
     known = set(tx.scalars(select(SHELF.c.book)))
     for book in books:
         if book.id not in known:
-            tx.execute(
-                insert(SHELF).values(
-                    book=book.id, title=book.title, price_cents=book.price_cents, delivered=copies, copies=copies
-                )
-            )
+            title = {"book": book.id, "title": book.title, "price_cents": book.price_cents}
+            tx.execute(_DELIVER, {**title, "delivered": copies, "copies": copies})
 
 
 def take(tx: Connection, order_id: str, book: str, copies: int, keeper: Keeper, now_ms: int) -> Taking:
@@ -97,39 +129,46 @@ def take(tx: Connection, order_id: str, book: str, copies: int, keeper: Keeper, 
                 f'order "{order_id}" asked for {before.copies} of "{before.book}" before, not for {copies} of "{book}"',
             )
         return before
-    taking = _decide(stock(tx, book), order_id, book, copies, keeper)
-    if taking.refusal is None:
-        tx.execute(update(SHELF).where(SHELF.c.book == book).values(copies=SHELF.c.copies - copies))
-    tx.execute(
-        insert(TAKINGS).values(
-            order_id=order_id,
-            book=book,
-            copies=copies,
-            amount_cents=taking.amount_cents,
-            version=keeper.version,
-            instance=keeper.instance,
-            refusal=taking.refusal or "",
-            explanation=taking.explanation,
-            at_ms=now_ms,
-        )
-    )
+    taking = _decide(tx, order_id, book, copies, keeper)
+    answer = {
+        "order_id": order_id,
+        "book": book,
+        "copies": copies,
+        "amount_cents": taking.amount_cents,
+        "version": keeper.version,
+        "instance": keeper.instance,
+        "refusal": taking.refusal or "",
+        "explanation": taking.explanation,
+        "at_ms": now_ms,
+    }
+    tx.execute(_ANSWER, answer)
     return taking
 
 
-def _decide(found: Stock | None, order_id: str, book: str, copies: int, keeper: Keeper) -> Taking:
+def _decide(tx: Connection, order_id: str, book: str, copies: int, keeper: Keeper) -> Taking:
+    price_cents = tx.scalar(_REMOVE, {"of_book": book, "wanted": copies})
+    if price_cents is not None:
+        return Taking(order_id, book, copies, price_cents * copies, keeper, None, "")
+    found = stock(tx, book)
     if found is None:
         return Taking(order_id, book, copies, 0, keeper, Reason.NO_SUCH_BOOK, f'no book "{book}" in the catalogue')
-    if found.copies < copies:
-        text = f'sold out: {copies} of "{book}" wanted, {found.copies} on the shelf'
-        return Taking(order_id, book, copies, 0, keeper, Reason.SOLD_OUT, text)
-    return Taking(order_id, book, copies, found.price_cents * copies, keeper, None, "")
+    text = f'sold out: {copies} of "{book}" wanted, {found.copies} on the shelf'
+    return Taking(order_id, book, copies, 0, keeper, Reason.SOLD_OUT, text)
 
 
 def find(tx: Connection, order_id: str) -> Taking | None:
     """What an order was answered; None if it never asked."""
-    row = tx.execute(select(TAKINGS).where(TAKINGS.c.order_id == order_id)).one_or_none()
-    if row is None:
-        return None
+    row = tx.execute(_FIND, {"order_id": order_id}).one_or_none()
+    return None if row is None else _taking(row)
+
+
+def everything(tx: Connection) -> tuple[list[Title], list[Taking]]:
+    """The whole warehouse, for the audit."""
+    titles = [Title(row.book, row.delivered, row.copies) for row in tx.execute(select(SHELF).order_by(SHELF.c.book))]
+    return titles, [_taking(row) for row in tx.execute(select(TAKINGS))]
+
+
+def _taking(row: Row[*tuple[Any, ...]]) -> Taking:
     keeper = Keeper(row.version, row.instance)
     refusal = Reason(row.refusal) if row.refusal else None
     return Taking(row.order_id, row.book, row.copies, row.amount_cents, keeper, refusal, row.explanation)
@@ -137,5 +176,5 @@ def find(tx: Connection, order_id: str) -> Taking | None:
 
 def stock(tx: Connection, book: str) -> Stock | None:
     """What is on the shelf of a title; None if there is no such title."""
-    row = tx.execute(select(SHELF.c.copies, SHELF.c.price_cents).where(SHELF.c.book == book)).one_or_none()
+    row = tx.execute(_STOCK, {"book": book}).one_or_none()
     return None if row is None else Stock(row.copies, row.price_cents)

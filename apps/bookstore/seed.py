@@ -1,0 +1,51 @@
+"""`python -m apps.bookstore.seed --dir DIR`: databases with full shelves and an empty till.
+
+The services do the same when they start; this is for a shelf of another size, or to count before they start. What is there already stays.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Final
+
+from apps.bookstore.accounts import ledger
+from apps.bookstore.catalogue import BOOKS, DEFAULT_COPIES
+from apps.bookstore.database import DatabaseAway, open_engine, transact
+from apps.bookstore.orders import orderbook
+from apps.bookstore.warehouse import shelf
+
+EXIT_DONE: Final = 0
+EXIT_BAD_INPUT: Final = 2
+MOST_COPIES: Final = 1_000_000_000
+
+
+def seed(directory: Path, copies: int = DEFAULT_COPIES) -> None:
+    """Create what is missing. Raises DatabaseAway."""
+    warehouse, accounts, orders = (open_engine(directory / file) for file in (shelf.FILE, ledger.FILE, orderbook.FILE))
+    try:
+        transact(warehouse, shelf.prepare, BOOKS, copies)
+        transact(accounts, ledger.prepare)
+        transact(orders, orderbook.prepare)
+    finally:
+        for engine in (warehouse, accounts, orders):
+            engine.dispose()
+
+
+def main() -> int:
+    """The exit code."""
+    parser = argparse.ArgumentParser(prog="python -m apps.bookstore.seed", description="Fill the shelves.")
+    parser.add_argument("--dir", type=Path, required=True, help="directory of the databases")
+    parser.add_argument("--copies", type=int, default=DEFAULT_COPIES, help="of each title (default: %(default)s)")
+    given = parser.parse_args()
+    if not 0 <= given.copies <= MOST_COPIES:
+        parser.error(f"--copies: {given.copies} is out of range; 0 to {MOST_COPIES} is needed")
+    try:
+        seed(given.dir, given.copies)
+    except DatabaseAway as error:
+        print(f"seed: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
