@@ -65,7 +65,7 @@ async def shop(plan: Plan, stop: asyncio.Event, say: Callable[[str], None]) -> N
     async with calling.channel(plan.orders) as channel:
         stub: orders_pb2_grpc.OrdersAsyncStub = orders_pb2_grpc.OrdersStub(channel)
         start = loop.time()
-        reporter = asyncio.create_task(_report(tally, start, say))
+        reporter = asyncio.create_task(_report(plan, tally, start, say))
         try:
             async with asyncio.TaskGroup() as calls:
                 for number, request in enumerate(purchases(plan)):
@@ -111,7 +111,7 @@ async def _buy(
         tally.done(grpc.StatusCode.OK.name, now() - due, order)
 
 
-async def _report(tally: Tally, start: float, say: Callable[[str], None]) -> None:
+async def _report(plan: Plan, tally: Tally, start: float, say: Callable[[str], None]) -> None:
     loop = asyncio.get_running_loop()
     at = start
     while True:
