@@ -149,8 +149,11 @@ class Call(Timed):
             text = f'no answer from "{cluster}" within the deadline of {self.plan.timeout_s:g} s (after {spent:.3f} s, flag UT)'
             self.answer(Status.DEADLINE_EXCEEDED, text, "UT")
 
-    def answer(self, status: Status, message: str, flag: str) -> None:
-        """End the call with an answer of the mesh's own; once a response has begun, with a reset."""
+    def answer(self, status: Status, message: str, flag: str, http_status: int = 0) -> None:
+        """End the call with an answer of the mesh's own; once a response has begun, with a reset.
+
+        What is not gRPC gets `http_status`, or what Envoy gives for the flag.
+        """
         if self.is_done:
             return
         stream = self.down_stream
@@ -162,9 +165,11 @@ class Call(Timed):
                 conn.send_headers(stream, grpc_status.trailers_only(status, message), True)
             else:
                 text = message.encode() + b"\n"
-                http_status = grpc_status.HTTP_OF_STATUS.get(status, 500)
-                conn.send_headers(stream, grpc_status.plain_headers(http_status, len(text)), False)
-                conn.send_data(stream, text, 0, True)
+                http_status = http_status or grpc_status.HTTP_OF_FLAG[flag]
+                is_head = self.plan.decision.is_head
+                conn.send_headers(stream, grpc_status.plain_headers(http_status, len(text)), is_head)
+                if not is_head:
+                    conn.send_data(stream, text, 0, True)
             self.down.mark()
         self.finish(status, flag)
 

@@ -14,8 +14,10 @@ from itertools import accumulate
 from random import Random
 from typing import Final
 
+from sidecar.http2 import fields as field_rules
 from sidecar.http2 import headers
-from sidecar.http2.headers import RawField
+from sidecar.http2.fields import Malformed
+from sidecar.http2.headers import RawField, TooLarge
 from sidecar.proxy.cluster import Cluster
 from sidecar.proxy.config import Route
 from sidecar.proxy.limit import Limit
@@ -30,24 +32,20 @@ DOORKEEPER: Final = 64
 _MAX_NAMES: Final = 2048
 
 _PSEUDO: Final = 1
-_KEY: Final = 2
-_FORWARD: Final = 3
-_TIMEOUT: Final = 4
-_TE: Final = 5
-_FORBIDDEN: Final = 6
+_AUTHORITY: Final = 2
+_KEY: Final = 3
+_FORWARD: Final = 4
+_TIMEOUT: Final = 5
+_TE: Final = 6
+_HOST: Final = 7
+_FORBIDDEN: Final = 8
 
-_CONNECTION_SPECIFIC: Final = frozenset(
-    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
-)
-_REQUEST_PSEUDO: Final = frozenset((b":method", b":scheme", b":path", b":authority"))
-_READ_ALWAYS: Final = frozenset((b"content-type", b"content-length", b"host"))
-_TOKEN: Final = re.compile(rb"[a-z0-9!#$%&'*+.^_`|~-]+")
-_BAD_VALUE: Final = re.compile(rb"[\0\r\n]")
+_REQUEST_PSEUDO: Final = frozenset((b":method", b":scheme", b":path"))
+_READ_ALWAYS: Final = frozenset((b"content-type", b"content-length"))
+_AUTHORITY_FORM: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]+")
+"""Host and port (RFC 3986 §3.2); no user."""
+_PATH_FORM: Final = re.compile(rb"/[^\x00-\x20\x7f]*")
 _UNITS_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
-
-
-class Malformed(Exception):
-    """The request breaks HTTP/2 (RFC 9113 §8.1.1): its stream is reset with PROTOCOL_ERROR."""
 
 
 @dataclass(slots=True)
@@ -63,8 +61,10 @@ class Decision:
     is_grpc: bool
     content_length: int = -1
     """As declared, -1 if it was not."""
-    reply: tuple[Status, str, str] | None = None
-    """Answer at once with this status, message and response flag."""
+    is_head: bool = False
+    """The answer to HEAD has no body."""
+    reply: tuple[Status, str, str, int] | None = None
+    """Answer at once with this status, message, response flag, and HTTP status for what is not gRPC."""
 
     def draw(self, chance: float) -> Cluster:
         """The cluster for a number between 0 and 1."""
@@ -93,6 +93,36 @@ def parse_timeout(value: bytes) -> float:
     if unit is None or not digits.isdigit() or len(digits) > 8:
         return 0.0
     return max(int(digits) * unit, 1e-9)
+
+
+def _refuse(code: Status, text: str, flag: str, http_status: int) -> Decision:
+    return Decision(None, None, (), (), False, reply=(code, f"{text} (flag {flag})", flag, http_status))
+
+
+def _refuse_large(error: TooLarge) -> Decision:
+    decision = _refuse(Status.RESOURCE_EXHAUSTED, f"the request has {error}", "DPE", 431)
+    decision.is_grpc = any(
+        headers.name_of(field) == b"content-type" and _is_grpc(headers.value_of(field)) for field in error.fields
+    )
+    return decision
+
+
+def _is_grpc(content_type: bytes) -> bool:
+    return content_type == b"application/grpc" or content_type.startswith((b"application/grpc+", b"application/grpc;"))
+
+
+def _check_request_line(method: bytes, path: bytes, authority: bytes, *, has_scheme: bool) -> None:
+    """Raises Malformed for pseudo-headers that are missing or have a form that they may not have (RFC 9113 §8.3.1)."""
+    if not field_rules.TOKEN.fullmatch(method.lower()):
+        raise Malformed("no method")
+    if not _AUTHORITY_FORM.fullmatch(authority):
+        raise Malformed("the authority is not a host with a port or without")
+    if method == b"CONNECT":
+        return
+    if not has_scheme:
+        raise Malformed("no scheme")
+    if not _PATH_FORM.fullmatch(path) and not (path == b"*" and method == b"OPTIONS"):
+        raise Malformed("the path is no path")
 
 
 class DecisionCache:
@@ -127,7 +157,10 @@ class DecisionCache:
         Raises HeaderError (the connection's fault) and Malformed (the stream's).
         """
         self._stats.decision_misses += 1
-        fields = headers.split(block)
+        try:
+            fields = headers.split(block)
+        except TooLarge as error:
+            return Plan(_refuse_large(error), b"", 0.0)
         key, forwarded, timeout = self._sort(fields)
         decision = self._masked.get(key)
         if decision is None:
@@ -158,14 +191,18 @@ class DecisionCache:
         forward: list[bytes] = []
         timeout = 0.0
         is_pseudo_over = False
+        has_authority = False
+        hosts: list[RawField] = []
         for field in fields:
             head, whole = field
             kind = kinds.get(head)
             if kind is None:
                 kind = self._kind_of(field)
-            if kind == _PSEUDO:
+            if kind <= _AUTHORITY:
                 if is_pseudo_over:
                     raise Malformed("pseudo-header after a header")
+                if kind == _AUTHORITY:
+                    has_authority = True
                 key.append(whole)
             else:
                 is_pseudo_over = True
@@ -178,19 +215,29 @@ class DecisionCache:
                 elif kind == _TE:
                     if headers.value_of(field) != b"trailers":
                         raise Malformed("te is not trailers")
+                    if whole in forward:
+                        continue
+                elif kind == _HOST:
+                    hosts.append(field)  # the authority says it already, or is made of it
+                    continue
                 elif whole not in checked:
                     self._check(field)
             forward.append(whole)
+        if not has_authority:
+            if len(hosts) != 1:
+                raise Malformed("no authority")
+            authority = headers.encode_field(b":authority", headers.value_of(hosts[0]))
+            key.append(authority)
+            forward.insert(0, authority)
         return b"".join(key), b"".join(forward), timeout
 
     def _check(self, field: RawField) -> None:
         """Refuse a value that would break the connection upstream, which other callers share.
 
-        Raises HeaderError for a bad Huffman code, Malformed for NUL, CR or LF (RFC 9113 §8.2.1).
+        Raises HeaderError for a bad Huffman code, Malformed for control characters (RFC 9113 §8.2.1).
         """
-        value = headers.value_of(field)
-        if _BAD_VALUE.search(value):
-            raise Malformed("NUL, CR or LF in a value")
+        if field_rules.BAD_VALUE.search(headers.value_of(field)):
+            raise Malformed("control character in a value")
         if len(self._checked) >= MAX_ENTRIES:
             self._checked.clear()
         if len(field[1]) <= MAX_CACHED_BLOCK:
@@ -199,10 +246,14 @@ class DecisionCache:
     def _kind_of(self, field: RawField) -> int:
         """How fields with this raw name are treated; remembered."""
         name = headers.name_of(field)
-        if name.startswith(b":"):
+        if name == b":authority":
+            kind = _AUTHORITY
+        elif name.startswith(b":"):
             kind = _PSEUDO if name in _REQUEST_PSEUDO else _FORBIDDEN
-        elif name in _CONNECTION_SPECIFIC or not _TOKEN.fullmatch(name):
+        elif name in field_rules.CONNECTION_SPECIFIC or not field_rules.TOKEN.fullmatch(name):
             kind = _FORBIDDEN
+        elif name == b"host":
+            kind = _HOST
         elif name == b"grpc-timeout":
             kind = _TIMEOUT
         elif name == b"te":
@@ -224,6 +275,8 @@ class DecisionCache:
         for field in fields:
             name = headers.name_of(field)
             value = headers.value_of(field)
+            if field_rules.BAD_VALUE.search(value):
+                raise Malformed("control character in a value")
             if name.startswith(b":"):
                 if name in pseudo:
                     raise Malformed("pseudo-header given twice")
@@ -232,35 +285,35 @@ class DecisionCache:
                 values[name] += b"," + value
             else:
                 values[name] = value
-        method = pseudo.get(b":method")
-        if method is None or (method != b"CONNECT" and not (pseudo.get(b":path") and b":scheme" in pseudo)):
-            raise Malformed("a pseudo-header is missing")
+        method = pseudo.get(b":method", b"")
+        path = pseudo.get(b":path", b"")
+        authority = pseudo[b":authority"] if b":authority" in pseudo else values[b"host"]
         length = values.get(b"content-length", b"")
+        _check_request_line(method, path, authority, has_scheme=b":scheme" in pseudo)
         if length and not length.isdigit():
             raise Malformed("content-length is not a number")
-        path = pseudo.get(b":path", b"").partition(b"?")[0]
-        authority = pseudo.get(b":authority") or values.get(b"host", b"")
-        decision = self._route(Request(method, path, authority, values))
-        decision.is_grpc = values.get(b"content-type", b"").startswith(b"application/grpc")
+        if b"#" in path:
+            decision = _refuse(Status.INTERNAL, "a path has no fragment", "DPE", 400)
+        else:
+            decision = self._route(Request(method, path.partition(b"?")[0], authority, values))
+        decision.is_grpc = _is_grpc(values.get(b"content-type", b""))
+        decision.is_head = method == b"HEAD"
         decision.content_length = int(length) if length else -1
         return decision
 
-    def _refuse(self, code: Status, text: str, flag: str) -> Decision:
-        return Decision(None, None, (), (), False, reply=(code, f"{text} (flag {flag})", flag))
-
     def _route(self, request: Request) -> Decision:
         if self._router is None:
-            return self._refuse(Status.UNAVAILABLE, self.what_is_missing, "NR")
+            return _refuse(Status.UNAVAILABLE, self.what_is_missing, "NR", 404)
         found = self._router.find(request)
         if found is None:
             authority, path = request.authority.decode("latin-1"), request.path.decode("latin-1")
             if self._router.host(request.authority) is None:
-                return self._refuse(Status.UNAVAILABLE, f'no service named "{authority}" in the mesh', "NR")
-            return self._refuse(Status.UNIMPLEMENTED, f'no route for path "{path}" of "{authority}"', "NR")
+                return _refuse(Status.UNAVAILABLE, f'no service named "{authority}" in the mesh', "NR", 404)
+            return _refuse(Status.UNIMPLEMENTED, f'no route for path "{path}" of "{authority}"', "NR", 404)
         _, route = found
         missing = [name for name, _ in route.clusters if name not in self._clusters]
         if missing:
-            return self._refuse(Status.UNAVAILABLE, f'cluster "{missing[0]}" is not known here', "NC")
+            return _refuse(Status.UNAVAILABLE, f'cluster "{missing[0]}" is not known here', "NC", 503)
         if len(route.clusters) == 1:
             return Decision(route, self._clusters[route.clusters[0][0]], (), self._limits, False)
         total = sum(weight for _, weight in route.clusters)

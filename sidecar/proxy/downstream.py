@@ -7,12 +7,14 @@ import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
+from sidecar.http2 import fields as field_rules
 from sidecar.http2 import headers
 from sidecar.http2.connection import Connection, Handler, Role, Settings, Stream
+from sidecar.http2.fields import Malformed
 from sidecar.http2.frames import ErrorCode
-from sidecar.http2.headers import HeaderError
+from sidecar.http2.headers import HeaderError, TooLarge
 from sidecar.proxy.call import Call
-from sidecar.proxy.decision import DecisionCache, Malformed
+from sidecar.proxy.decision import DecisionCache
 from sidecar.proxy.status import Status
 from sidecar.proxy.worker import Peer, Worker
 from sidecar.telemetry.stats import CallStats
@@ -150,11 +152,15 @@ class Downstream(Handler, Peer):
     def on_headers(self, stream: Stream, block: bytes, ended: bool) -> None:
         call: Call | None = stream.call
         try:
-            names = [headers.name_of(field) for field in headers.split(block)]
+            for field in headers.split(block):
+                field_rules.check(headers.name_of(field), headers.value_of(field))
         except HeaderError as error:
             self.conn.fail(ErrorCode.COMPRESSION_ERROR, str(error))
             return
-        if any(name.startswith(b":") for name in names) or self._lengths.get(stream.id):
+        except (Malformed, TooLarge):
+            self._reject(stream)
+            return
+        if self._lengths.get(stream.id):
             self._reject(stream)
         elif call is not None:
             call.on_trailers(block)

@@ -36,14 +36,17 @@ class Status(IntEnum):
 NOT_GRPC: Final = 17
 """Index of answers without a grpc-status in the counters."""
 
-HTTP_OF_STATUS: Final = {
-    Status.UNAVAILABLE: 503,
-    Status.RESOURCE_EXHAUSTED: 429,
-    Status.DEADLINE_EXCEEDED: 504,
-    Status.UNIMPLEMENTED: 404,
-    Status.PERMISSION_DENIED: 403,
-    Status.UNAUTHENTICATED: 401,
+HTTP_OF_FLAG: Final = {
+    "UF": 503,
+    "UC": 503,
+    "UR": 503,
+    "UO": 503,
+    "UH": 503,
+    "UPE": 502,
+    "UT": 504,
+    "RL": 429,
 }
+"""The HTTP status of an answer of the mesh's own, by Envoy's response flag."""
 _STATUS_OF_HTTP: Final = {
     400: Status.INTERNAL,
     401: Status.UNAUTHENTICATED,

@@ -7,10 +7,12 @@ import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
+from sidecar.http2 import fields as field_rules
 from sidecar.http2 import headers
 from sidecar.http2.connection import Connection, Handler, Role, Settings, Stream
+from sidecar.http2.fields import Malformed
 from sidecar.http2.frames import ErrorCode
-from sidecar.http2.headers import HeaderError
+from sidecar.http2.headers import HeaderError, TooLarge
 from sidecar.proxy import status as grpc_status
 from sidecar.proxy.status import NOT_GRPC, Status
 from sidecar.proxy.worker import Peer, Worker
@@ -29,18 +31,22 @@ class Block:
     __slots__ = ("data", "http_status", "status")
 
     def __init__(self, data: bytes) -> None:
+        """Raises HeaderError, TooLarge, and Malformed (RFC 9113 §8.3.2)."""
         fields = headers.split(data)
         self.http_status = 0
         """0 in trailers."""
         self.status = -1
         """grpc-status; -1 if there is none."""
-        for field in fields:
+        for number, field in enumerate(fields):
             name = headers.name_of(field)
+            value = headers.value_of(field)
             if name == b":status":
-                value = headers.value_of(field)
-                self.http_status = int(value) if value.isdigit() and len(value) == 3 else 502
-            elif name == b"grpc-status":
-                value = headers.value_of(field)
+                if number or len(value) != 3 or not value.isdigit() or value < b"100":
+                    raise Malformed(f':status "{value.decode("latin-1")}"')
+                self.http_status = int(value)
+                continue
+            field_rules.check(name, value)
+            if name == b"grpc-status":
                 self.status = min(int(value), NOT_GRPC) if value.isdigit() and len(value) < 4 else Status.UNKNOWN
         self.data = b"".join([whole for _, whole in fields])
 
@@ -143,34 +149,38 @@ class Upstream(Handler, Peer):
             return
         known = self._memo.get(block)
         if known is None:
-            known = self._read(block)
+            known = self._read(stream, call, block)
             if known is None:
                 return
         down = call.down
         if call.is_responded:
-            if not ended:
-                self.conn.reset(stream, ErrorCode.PROTOCOL_ERROR)
-                self._fail(call, Status.INTERNAL, "headers in the middle of a response", "UPE")
+            if not ended or known.http_status:
+                self._reject(stream, call, "headers in the middle of a response")
                 return
-        elif not known.http_status:
-            self.conn.reset(stream, ErrorCode.PROTOCOL_ERROR)
-            self._fail(call, Status.INTERNAL, "a response without :status", "UPE")
-            return
         elif known.http_status >= 200:
             call.is_responded = True
             call.body = None
             call.http_status = known.http_status
+        elif known.http_status and known.http_status != 101 and not ended:
+            return  # an interim response: nobody asked for one
+        else:
+            self._reject(stream, call, "a response without a final :status")
+            return
         down.conn.send_headers(call.down_stream, known.data, ended)
         if not down.is_dirty:
             self.worker.mark(down)
         if ended:
             call.finish(known.status if known.status >= 0 else _status_without(call), "")
 
-    def _read(self, block: bytes) -> Block | None:
+    def _read(self, stream: Stream, call: "Call", block: bytes) -> Block | None:
+        """A block that is not remembered; None if it is not to be handed on."""
         try:
             known = Block(block)
         except HeaderError as error:
             self.conn.fail(ErrorCode.COMPRESSION_ERROR, str(error))
+            return None
+        except (Malformed, TooLarge) as error:
+            self._reject(stream, call, f"a malformed response: {error}")
             return None
         if len(self._memo) >= MAX_MEMO:
             self._memo.clear()
@@ -182,6 +192,10 @@ class Upstream(Handler, Peer):
         if call is None:
             self.conn.credit(stream, credit)
             return
+        if not call.is_responded:
+            self.conn.credit_connection(credit)
+            self._reject(stream, call, "data before headers")
+            return
         down = call.down
         if down.conn.send_data(call.down_stream, payload, credit, ended):
             self.conn.credit(stream, credit)
@@ -189,6 +203,12 @@ class Upstream(Handler, Peer):
             self.worker.mark(down)
         if ended:
             call.finish(_status_without(call), "")
+
+    def _reject(self, stream: Stream, call: "Call", why: str) -> None:
+        """The response breaks HTTP/2: reset it, and say so to the client."""
+        self.conn.reset(stream, ErrorCode.PROTOCOL_ERROR)
+        self.mark()
+        self._fail(call, Status.INTERNAL, why, "UPE")
 
     def on_sent(self, stream: Stream, credit: int) -> None:
         call: Call | None = stream.call
@@ -203,7 +223,9 @@ class Upstream(Handler, Peer):
         if was_refused and not call.is_responded and call.cluster is not None:
             call.cluster.on_refused(call)
         elif call.is_responded:
-            call.down.conn.reset(call.down_stream, code)
+            # Within an answer these two would tell the client that nothing happened, or that all is well.
+            is_lie = code in (ErrorCode.NO_ERROR, ErrorCode.REFUSED_STREAM)
+            call.down.conn.reset(call.down_stream, ErrorCode.INTERNAL_ERROR if is_lie else code)
             call.down.mark()
             call.finish(grpc_status.of_reset(code), "UR")
         else:
