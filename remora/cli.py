@@ -7,11 +7,12 @@ line on purpose: there is one beside every service, and typer and rich would cos
 import sys
 from typing import NoReturn
 
-from remora import exits
+from remora import environment, exits
 
 
 def main() -> NoReturn:
     """Run the command of `sys.argv` and exit."""
+    environment.prepare()
     words = sys.argv[1:]
     if len(words) == 3 and words[0] == "sidecar" and words[1] in ("-c", "--config"):
         from remora.sidecar import main as sidecar

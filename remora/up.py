@@ -34,7 +34,7 @@ async def _serve(listen: tuple[str, int], store: str, http: tuple[str, int]) -> 
         async with running(listen, store, http) as plane:
             print(
                 f"remora control plane: xDS and API on {listen[0]}:{plane.port}, /metrics and /healthz on "
-                f"{http[0]}:{http[1]}, store {store}",
+                f"{http[0]}:{plane.http_port}, store {store}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -44,8 +44,5 @@ async def _serve(listen: tuple[str, int], store: str, http: tuple[str, int]) -> 
         return exits.BAD_INPUT
     except StoreError as error:
         print(f"remora up: {error}", file=sys.stderr)
-        return exits.UNREACHABLE
-    except TimeoutError:
-        print(f"remora up: the store {store} does not answer", file=sys.stderr)
         return exits.UNREACHABLE
     return exits.DONE

@@ -20,7 +20,7 @@ from typing import Final
 import uvloop
 
 from proto.mesh.v1 import service_pb2
-from remora import exits
+from remora import environment, exits
 from remora.addresses import UsageError
 from remora.agent import admin, child
 from remora.agent.bootstrap import NodeSpec, envoy
@@ -188,7 +188,7 @@ class Agent:
     def _environment(self) -> dict[str, str]:
         bypass = [part for part in os.environ.get(_BYPASS, "").split(",") if part]
         return {
-            **os.environ,
+            **environment.inherited(),
             "PORT": str(self._app_port),
             "grpc_proxy": f"http://{LOOPBACK}:{self._node.outbound[1]}",
             _BYPASS: ",".join([*bypass, "localhost", LOOPBACK, "::1"]),

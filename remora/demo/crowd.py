@@ -56,8 +56,8 @@ class Crowd:
             if not line.startswith(b"{"):
                 continue
             said = json.loads(line)
-            instances = {tuple(name.split("/", 1)): count for name, count in said["instances"].items()}
-            self.tally = Tally(Counter(said["statuses"]), Counter(instances), said["repeats"])
+            instances = {tuple(name.split("/", 1)): count for name, count in said["spread"].items()}
+            self.tally = Tally(Counter(said["outcomes"]), Counter(instances), said["repeated_calls"])
             async with self._changed:
                 self._changed.notify_all()
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import shutil
 import signal
 import socket
@@ -17,7 +16,7 @@ import grpc
 import uvloop
 
 from proto.mesh.v1 import api_pb2, api_pb2_grpc, service_pb2
-from remora import exits
+from remora import environment, exits
 from remora.addresses import UsageError
 from remora.commands.failure import Failure
 from remora.demo.crowd import Crowd
@@ -85,7 +84,7 @@ async def _run(spec: DemoSpec, directory: Path) -> int:
     data.mkdir()
     api, http = _ports()
     server = f"127.0.0.1:{api}"
-    fleet = Fleet(directory, {**os.environ, "REMORA_SERVER": server, "BOOKSTORE_DIR": str(data)})
+    fleet = Fleet(directory, {**environment.inherited(), "REMORA_SERVER": server, "BOOKSTORE_DIR": str(data)})
     with Screen() as screen:
         try:
             demo = Demo(spec, fleet, screen, server, f"127.0.0.1:{http}", data)
@@ -135,36 +134,32 @@ class Demo:
         """The exit code."""
         channel = grpc.aio.insecure_channel(self._server, options=[("grpc.enable_http_proxy", 0)])
         observer = Observer(self._server)
-        background: list[asyncio.Task[None]] = []
         try:
             await self._start(channel)
-            start = monotonic()
             shoppers = await self._start_shoppers()
             assert shoppers.stdout is not None
             crowd = Crowd(shoppers.stdout)
-            background += [asyncio.create_task(crowd.run()), asyncio.create_task(self._watch(observer))]
-            self._screen.show_live(lambda: observer.view)
             tour = Tour(self._fleet, observer, crowd, self._screen, channel, SERVICES)
-            before = await self._audit()
-            tour.expect(
-                "money and stock are complete at the start",
-                f"{before['money']['found']} cents of {before['money']['expected']}, "
-                f"{before['stock']['found']} books of {before['stock']['expected']}",
-                bool(before["ok"]),
-            )
-            await tour.run()
-            while monotonic() - start < self._spec.for_s:
-                await asyncio.sleep(min(1.0, max(0.0, self._spec.for_s - (monotonic() - start))))
-            await self._settle(tour)
+            async with asyncio.TaskGroup() as background:
+                background.create_task(crowd.run())
+                watching = background.create_task(self._watch(observer))
+                await self._tour(tour)
+                watching.cancel()
             return self._verdict(tour)
         finally:
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
             await observer.close()
             await channel.close()
 
+    async def _tour(self, tour: Tour) -> None:
+        start = monotonic()
+        before = await self._audit()
+        tour.expect("money and stock are complete at the start", _counted(before), not before["wrong"])
+        await tour.run()
+        await asyncio.sleep(max(0.0, self._spec.for_s - (monotonic() - start)))
+        await self._settle(tour)
+
     async def _watch(self, observer: Observer) -> None:
+        self._screen.show_live(lambda: observer.view)
         while True:
             await observer.look()
             self._screen.tick()
@@ -214,7 +209,7 @@ class Demo:
                     raise Failure(f"the control plane did not come up: {error.details()}", exits.NO) from None
             await asyncio.sleep(POLL_S)
 
-    async def _until_healthy(self, registry: api_pb2_grpc.RegistryAsyncStub, service: str, wanted: int) -> None:
+    async def _until_healthy(self, registry: "api_pb2_grpc.RegistryAsyncStub", service: str, wanted: int) -> None:
         end = monotonic() + START_TIMEOUT_S
         request = api_pb2.ListInstancesRequest(service=service, namespace=NAMESPACE)
         while True:
@@ -253,20 +248,20 @@ class Demo:
         end = monotonic() + SETTLE_TIMEOUT_S
         while True:
             found = await self._audit()
-            if (found["ok"] and not found["open"]) or monotonic() > end:
+            is_complete = not found["wrong"] and not _open(found)
+            if is_complete or monotonic() > end:
                 break
             await asyncio.sleep(0.2)
-        money, stock = found["money"], found["stock"]
         tour.expect(
             "money expected = money found, stock expected = stock found, no order left open",
-            f"money {money['found']} of {money['expected']} cents, stock {stock['found']} of {stock['expected']} books, "
-            f"{found['orders']} orders, {found['open']} open",
-            bool(found["ok"]) and not found["open"],
+            f"{_counted(found)}; {sum(found['orders'].values())} orders, {_open(found)} open"
+            + "".join(f"; {sentence}" for sentence in found["wrong"][:3]),
+            is_complete,
         )
 
     async def _audit(self) -> dict[str, Any]:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "apps.bookstore.audit", "--dir", str(self._data), "--json"),
+            *(sys.executable, "-m", "apps.bookstore.audit", "--dir", str(self._data), "-o", "json"),
             stdout=asyncio.subprocess.PIPE,
         )
         out, _ = await process.communicate()
@@ -284,3 +279,13 @@ class Demo:
             return exits.NO
         self._screen.say(f"all {total} expectations held", "bold green")
         return exits.DONE
+
+
+def _open(found: dict[str, Any]) -> int:
+    """Orders that are still to be seen through."""
+    return sum(count for state, count in found["orders"].items() if state not in ("SETTLED", "REJECTED"))
+
+
+def _counted(found: dict[str, Any]) -> str:
+    money, stock = found["money_cents"], found["stock"]
+    return f"money {money['found']} of {money['expected']} cents, stock {stock['found']} of {stock['expected']} books"

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from remora.demo.observe import View
 
-PLAIN_INTERVAL_S: Final = 5.0
+PLAIN_INTERVAL_S: Final = 10.0
 
 
 class Screen:

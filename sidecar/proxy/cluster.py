@@ -163,6 +163,14 @@ class Cluster:
         """The counters for calls to endpoints of a version."""
         return self.worker.stats.of_calls(self.direction, self.label, version)
 
+    def set_direction(self, direction: str) -> None:
+        """Count under this direction from now on: a cluster may come before the listener that leads to it."""
+        if direction != self.direction:
+            self.direction = direction
+            self.stats = self.stats_of("")
+            for endpoint in self.endpoints.values():
+                endpoint.stats = self.stats_of(endpoint.config.version)
+
     def update_endpoints(self, configs: Iterable[EndpointConfig]) -> None:
         """Balance over these from now on; those that are gone finish what they run."""
         fresh: dict[tuple[str, int], Endpoint] = {}

@@ -111,6 +111,8 @@ class Proxy:
                 if cluster is not None:
                     cluster.close()
                 cluster = Cluster(config, self.worker, directions.get(config.name, "outbound"))
+            elif config.name in directions:
+                cluster.set_direction(directions[config.name])
             if config.eds_name is not None:
                 assigned = endpoints.get(config.eds_name, ())
                 if is_new or assigned != endpoints_before.get(config.eds_name, ()):

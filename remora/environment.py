@@ -1,0 +1,21 @@
+"""The environment of our own process, and the one that programs inherit from us: as the user set it."""
+
+import os
+from typing import Final
+
+_OURS: Final = {"GRPC_VERBOSITY": "ERROR"}
+"""gRPC's core tells of every fork on standard error."""
+_set: list[str] = []
+
+
+def prepare() -> None:
+    """Set what our own use of gRPC needs; before gRPC is imported."""
+    for name, value in _OURS.items():
+        if name not in os.environ:
+            os.environ[name] = value
+            _set.append(name)
+
+
+def inherited() -> dict[str, str]:
+    """What a program that we start is to get."""
+    return {name: value for name, value in os.environ.items() if name not in _set}
