@@ -1,8 +1,9 @@
 """One ADS stream, state of the world: what was asked, what was sent, what to send next. No I/O, no clock.
 
-Rules kept here (xDS protocol): a NACK is a request with `error_detail` and nothing else; a request with an old nonce is ignored; a changed
-list of names is answered although the version did not change; CDS and LDS responses hold everything, EDS and RDS only what
-changed. Of each type one response at a time is under way, so a slow node holds back nothing but itself.
+Rules kept here (xDS protocol): the first request with the nonce of a response answers it, a NACK is one with `error_detail` and nothing
+else; a request with an old nonce is ignored; a changed list of names is answered although the version did not change; CDS and LDS
+responses hold everything, EDS and RDS only what changed, and what was refused before. Of each type one response at a time is under
+way, so a slow node holds back nothing but itself.
 
 Make before break: listeners and routes wait until clusters and their endpoints are acknowledged; a cluster that goes is
 taken out only when the routes that no longer name it are acknowledged.
@@ -10,7 +11,8 @@ taken out only when the routes that no longer name it are acknowledged.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from enum import Enum
+from typing import Any, Final, NamedTuple
 
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2
@@ -20,12 +22,30 @@ from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, LISTENER, ORDER
 
 WHOLE: Final = frozenset((CLUSTER, LISTENER))
 """Types of which a response holds all resources: absence deletes."""
+WILDCARD: Final = "*"
 MAX_NAMES: Final = 100_000
 """Names in one request."""
+MAX_REASON: Final = 4096
+"""Characters of a node's own words that are kept."""
 
 
 class BadRequest(Exception):
     """A request that breaks the protocol; the stream ends with this text."""
+
+
+class Response(NamedTuple):
+    """A response, ready to be sent."""
+
+    type_url: str
+    data: bytes
+
+
+class Answer(Enum):
+    """What a request says of the last response of its type."""
+
+    NONE = "none"
+    ACK = "ack"
+    NACK = "nack"
 
 
 @dataclass(slots=True)
@@ -33,14 +53,22 @@ class Subscription:
     """One type on one stream."""
 
     type_url: str
-    names: frozenset[str] | None = None
+    names: frozenset[str] | None
     """None is the wildcard."""
+    has_named: bool
+    """Names were given once: from then on no names means nothing, and only `*` means everything."""
     nonce: str = ""
     is_answered: bool = True
     """False while a response is under way."""
+    is_due: bool = True
+    """A response is owed although nothing changed (types that are sent whole)."""
     sent: dict[str, bytes] = field(default_factory=dict)
     again: set[str] = field(default_factory=set)
-    """Names to send although they did not change."""
+    """Names to send although they did not change (types that are sent in part)."""
+    under_way: frozenset[str] = frozenset()
+    """What is new to the node in the response that is under way."""
+    refused: set[str] = field(default_factory=set)
+    """What was new to the node in responses that it refused: it has an older form, or none."""
     version_sent: str = ""
     version_acked: str = ""
     version_nacked: str = ""
@@ -60,48 +88,81 @@ class NodeStream:
         self._snapshot: Snapshot | None = None
         self._nonces = 0
 
-    def on_request(self, request: Any, now: float) -> None:
+    # -- what the node says ---------------------------------------------------------------------------
+
+    def on_request(self, request: Any, now: float) -> Answer:
         """Take a request. Raises BadRequest. Ask `next_response` afterwards."""
         url = request.type_url
         if url not in ORDER:
-            raise BadRequest(f"type {url} is not served; served: {', '.join(ORDER)}")
+            raise BadRequest(f'type "{url[:MAX_REASON]}" is not served; served: {", ".join(ORDER)}')
         if len(request.resource_names) > MAX_NAMES:
             raise BadRequest(f"{len(request.resource_names)} names; at most {MAX_NAMES} are taken")
         subscription = self.subscriptions.get(url)
-        names = self._names(url, request.resource_names)
         if subscription is None:
-            self.subscriptions[url] = Subscription(url, names)
-            return
+            given = request.resource_names
+            is_everything = url in WHOLE and (not given or WILDCARD in given)
+            names = None if is_everything else frozenset(given)
+            self.subscriptions[url] = Subscription(url, names, bool(given), again=set(names or ()))
+            return Answer.NONE
         if request.response_nonce != subscription.nonce:
-            return
+            return Answer.NONE
+        answer = self._answered(subscription, request, now)
+        self._subscribe(subscription, request.resource_names)
+        self._forget_gone(subscription)
+        self._settle()
+        return answer
+
+    def _answered(self, subscription: Subscription, request: Any, now: float) -> Answer:
+        if subscription.is_answered:
+            return Answer.NONE  # the answer came before; this one only changes names
         subscription.is_answered = True
-        subscription.lag_ms = (now - subscription.sent_at) * 1000 if subscription.version_sent else 0.0
+        subscription.lag_ms = (now - subscription.sent_at) * 1000
+        fresh, subscription.under_way = subscription.under_way, frozenset()
         if request.HasField("error_detail"):
             subscription.version_nacked = subscription.version_sent
-            subscription.nack_reason = request.error_detail.message
-        else:
-            subscription.version_acked = subscription.version_sent
-            subscription.version_nacked = subscription.nack_reason = ""
-        if names != subscription.names:
-            new = (names or frozenset()) - (subscription.names or frozenset())
-            subscription.again |= new
-            subscription.names = names
-            subscription.sent = {
-                name: data for name, data in subscription.sent.items() if names is None or name in names
-            }
-        self._settle()
+            subscription.nack_reason = request.error_detail.message[:MAX_REASON]
+            subscription.refused |= fresh
+            return Answer.NACK
+        subscription.version_acked = subscription.version_sent
+        subscription.version_nacked = subscription.nack_reason = ""
+        subscription.refused -= fresh
+        return Answer.ACK
 
-    def _names(self, url: str, names: Any) -> frozenset[str] | None:
-        if url in WHOLE and (not names or "*" in names):
-            return None
-        return frozenset(names)
+    def _subscribe(self, subscription: Subscription, given: Any) -> None:
+        subscription.has_named |= bool(given)
+        is_whole = subscription.type_url in WHOLE
+        is_everything = is_whole and (WILDCARD in given or not (given or subscription.has_named))
+        names = None if is_everything else frozenset(given)
+        if names == subscription.names:
+            return
+        new = (names or frozenset()) - (subscription.names or frozenset())
+        subscription.is_due |= is_whole and (names is None or bool(new))
+        subscription.names = names
+        if names is not None:
+            subscription.again = (subscription.again | new) & names
+            subscription.sent = {name: data for name, data in subscription.sent.items() if name in names}
+
+    # -- what it is told ------------------------------------------------------------------------------
 
     def set_snapshot(self, snapshot: Snapshot) -> None:
         """From now on the node is to have this."""
         self._snapshot = snapshot
+        for subscription in self.subscriptions.values():
+            self._forget_gone(subscription)
         self._settle()
 
-    def next_response(self, now: float) -> bytes | None:
+    def _forget_gone(self, subscription: Subscription) -> None:
+        """What was refused and is wanted no longer: the rest of that response gets another chance, if there is a rest."""
+        if self._snapshot is None or subscription.type_url in WHOLE or not subscription.refused:
+            return
+        left = subscription.refused & self._wanted(subscription).keys()
+        if left != subscription.refused:
+            subscription.refused = left
+            subscription.again |= left
+            if not left:
+                subscription.version_nacked = subscription.nack_reason = ""
+
+    def next_response(self, now: float) -> Response | None:
         """The next response to send, or None if there is nothing to say (now)."""
         if self._snapshot is None:
             return None
@@ -128,15 +189,16 @@ class NodeStream:
         wanted = self._wanted(subscription)
         if subscription.type_url in WHOLE:
             leaving = {name: data for name, data in subscription.sent.items() if name not in wanted}
-            if leaving and subscription.type_url == CLUSTER and not self._are_routes_settled():
+            if leaving and subscription.type_url == CLUSTER and not self._has_left_routes():
                 wanted |= leaving
-            is_first = not subscription.version_sent
-            return wanted if is_first or wanted != subscription.sent or subscription.again else None
+            return wanted if subscription.is_due or wanted != subscription.sent else None
         changed = {
             name: data
             for name, data in wanted.items()
             if subscription.sent.get(name) != data or name in subscription.again
         }
+        if changed:
+            changed |= {name: wanted[name] for name in subscription.refused if name in wanted}
         return changed or None
 
     def _is_settled(self, url: str) -> bool:
@@ -144,12 +206,24 @@ class NodeStream:
         subscription = self.subscriptions.get(url)
         if subscription is None:
             return True
-        return subscription.is_answered and (
-            bool(subscription.version_nacked) or subscription.sent == self._wanted(subscription)
+        if not subscription.is_answered:
+            return False
+        if subscription.version_nacked:
+            return True
+        wanted = self._wanted(subscription)
+        if url in WHOLE:
+            return subscription.sent == wanted
+        # What is not in the snapshot any more stays with the node until it asks for it no longer: nothing can take it away.
+        return not subscription.again & wanted.keys() and all(
+            subscription.sent.get(name) == data for name, data in wanted.items()
         )
 
-    def _are_routes_settled(self) -> bool:
-        return self._is_settled(LISTENER) and self._is_settled(ROUTES)
+    def _has_left_routes(self) -> bool:
+        """True if the node's listeners and routes are those of the snapshot; with refused ones it has older ones."""
+        return all(
+            self._is_settled(url) and not (url in self.subscriptions and self.subscriptions[url].version_nacked)
+            for url in (LISTENER, ROUTES)
+        )
 
     def _must_wait(self, url: str) -> bool:
         """Listeners and routes wait for the clusters that they may name, and for those clusters' endpoints."""
@@ -159,12 +233,11 @@ class NodeStream:
         if clusters is None or clusters.names is not None:
             return False
         assert self._snapshot is not None
+        if not clusters.is_answered:
+            return True
         if clusters.version_nacked:
-            return False
-        has_all = clusters.is_answered and all(
-            clusters.sent.get(name) == data for name, data in self._wanted(clusters).items()
-        )
-        if not has_all:
+            return False  # a refused cluster must not hold back all the rest for ever
+        if any(clusters.sent.get(name) != data for name, data in self._wanted(clusters).items()):
             return True
         endpoints = self.subscriptions.get(ENDPOINTS)
         needed = self._snapshot.types[ENDPOINTS].keys() & clusters.sent.keys()
@@ -172,17 +245,19 @@ class NodeStream:
             return bool(needed)
         return not needed <= endpoints.names or not self._is_settled(ENDPOINTS)
 
-    def _respond(self, subscription: Subscription, content: Mapping[str, bytes], now: float) -> bytes:
+    def _respond(self, subscription: Subscription, content: Mapping[str, bytes], now: float) -> Response:
         assert self._snapshot is not None
         url = subscription.type_url
+        changed = {name for name, data in content.items() if subscription.sent.get(name) != data}
+        subscription.under_way = frozenset(changed | (subscription.refused & content.keys()))
+        if url == CLUSTER:
+            self._warm(subscription.under_way)
         self._nonces += 1
         subscription.nonce = str(self._nonces)
-        subscription.is_answered = False
+        subscription.is_answered = subscription.is_due = False
         subscription.again.clear()
         subscription.version_sent = self._snapshot.version
         subscription.sent_at = now
-        if url == CLUSTER:
-            self._warm(subscription.sent, content)
         subscription.sent = dict(content) if url in WHOLE else {**subscription.sent, **content}
         response = discovery_pb2.DiscoveryResponse(
             version_info=subscription.version_sent,
@@ -190,15 +265,13 @@ class NodeStream:
             nonce=subscription.nonce,
             resources=[any_pb2.Any(type_url=url, value=data) for _, data in sorted(content.items())],
         )
-        data: bytes = response.SerializeToString()
-        return data
+        return Response(url, response.SerializeToString())
 
-    def _warm(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> None:
+    def _warm(self, clusters: frozenset[str]) -> None:
         """A cluster that changed waits for its endpoints, also for those that the node has already."""
         endpoints = self.subscriptions.get(ENDPOINTS)
         if endpoints is not None and endpoints.names is not None:
-            changed = {name for name, data in after.items() if before.get(name) != data}
-            endpoints.again |= changed & endpoints.names
+            endpoints.again |= clusters & endpoints.names
 
     def _settle(self) -> None:
         """Note that the node has everything, if it has."""

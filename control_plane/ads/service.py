@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import grpc
 from envoy.service.discovery.v3 import discovery_pb2
+from google.protobuf.message import DecodeError
+from prometheus_client import Histogram
 
-from control_plane.ads.core import BadRequest, NodeStream
+from control_plane.ads.core import Answer, BadRequest, NodeStream
 from control_plane.registry.state import State
 from control_plane.translate import node as node_reader
 from control_plane.translate import view
@@ -20,16 +23,36 @@ from control_plane.translate.view import MeshView
 log = logging.getLogger("remora.ads")
 
 MAX_STREAMS: Final = 20_000
+FIRST_REQUEST_S: Final = 10.0
+"""A stream that says nothing for so long is ended."""
+SLOW_READER_S: Final = 30.0
+"""A node that does not take a response off the wire for so long is dropped; it comes back when it can read."""
+LAG_BUCKETS_S: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class AdsService:
     """Serves every connected node; told of every new state."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, slow_reader_s: float = SLOW_READER_S, max_streams: int = MAX_STREAMS) -> None:
         self.streams: dict[int, NodeStream] = {}
-        self.pushes = 0
-        self.nacks = 0
+        self.pushes: Counter[str] = Counter()
+        """Responses sent, by type."""
+        self.nacks: Counter[str] = Counter()
+        """Responses refused, by type."""
+        self.slow_readers = 0
+        """Streams that were ended because the node did not read."""
+        self.lag = Histogram(
+            "remora_control_plane_ack_seconds",
+            "From sending a response to the node's acknowledgement.",
+            ["type"],
+            buckets=LAG_BUCKETS_S,
+            registry=None,
+        )
+        self._slow_reader_s = slow_reader_s
+        self._max_streams = max_streams
         self._wakes: dict[int, asyncio.Event] = {}
         self._next = 0
         self._state = State()
@@ -51,7 +74,7 @@ class AdsService:
         if self._mesh is None:
             self._mesh = view.mesh(self._state)
         for number, stream in self.streams.items():
-            stream.set_snapshot(build(self._state, self._mesh, stream.node))
+            stream.set_snapshot(build(self._mesh, stream.node))
             self._wakes[number].set()
         self._notify()
 
@@ -70,14 +93,18 @@ class AdsService:
         """The connected nodes that have not acknowledged a revision."""
         return [stream for stream in self.streams.values() if stream.programmed < revision]
 
-    async def programmed(self, revision: int, timeout_s: float) -> list[NodeStream]:
-        """Wait until all connected nodes acknowledged a revision; those that have not when the time is over."""
+    def is_programmed(self, revision: int) -> bool:
+        """True if a revision is served, and acknowledged by every connected node."""
+        return self._state.revision >= revision and not self.behind(revision)
+
+    async def programmed(self, revision: int, timeout_s: float) -> bool:
+        """Wait until all connected nodes have acknowledged a revision; False when the time is over before."""
         try:
             async with asyncio.timeout(timeout_s), self._programmed:
-                await self._programmed.wait_for(lambda: self._state.revision >= revision and not self.behind(revision))
+                await self._programmed.wait_for(lambda: self.is_programmed(revision))
         except TimeoutError:
-            return self.behind(revision)
-        return []
+            return False
+        return True
 
     # -- gRPC ---------------------------------------------------------------------------------------
 
@@ -87,26 +114,28 @@ class AdsService:
             SERVICE,
             {
                 "StreamAggregatedResources": grpc.stream_stream_rpc_method_handler(
-                    self._stream,
-                    request_deserializer=discovery_pb2.DiscoveryRequest.FromString,
-                    response_serializer=_as_it_is,
+                    self._stream, request_deserializer=_as_it_is, response_serializer=_as_it_is
                 )
             },
         )
 
-    async def _stream(
-        self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, bytes]
-    ) -> AsyncIterator[bytes]:
-        if len(self.streams) >= MAX_STREAMS:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} nodes are connected already")
-        first = await anext(requests, None)
-        if first is None:
+    async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        if len(self.streams) >= self._max_streams:
+            text = f"{len(self.streams)} nodes are connected already; at most {self._max_streams} are served"
+            await _end(context, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        try:
+            async with asyncio.timeout(FIRST_REQUEST_S):
+                data = await anext(requests, None)
+        except TimeoutError:
+            await _end(context, grpc.StatusCode.DEADLINE_EXCEEDED, f"no request within {FIRST_REQUEST_S:g} s")
+        if data is None:
             return
         try:
+            first = _parsed(data)
             stream = NodeStream(node_reader.read(first.node))
             stream.on_request(first, monotonic())
         except (BadNode, BadRequest) as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            await _end(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         self._next += 1
         number = self._next
         wake = self._wakes[number] = asyncio.Event()
@@ -114,42 +143,72 @@ class AdsService:
         if self._mesh is None and self._state.revision:
             self._mesh = view.mesh(self._state)
         if self._mesh is not None:
-            stream.set_snapshot(build(self._state, self._mesh, stream.node))
-        wake.set()
-        fault: list[str] = []
-        reader = asyncio.create_task(self._read(requests, stream, wake, fault.append))
+            stream.set_snapshot(build(self._mesh, stream.node))
+        faults: list[str] = []
+        reader = asyncio.create_task(self._read(requests, stream, wake, faults.append))
         log.info("node %s connected (%s)", stream.node.id, stream.node.engine)
         try:
             while not reader.done():
                 wake.clear()
-                while (data := stream.next_response(monotonic())) is not None:
-                    self.pushes += 1
-                    yield data
+                while (response := stream.next_response(monotonic())) is not None:
+                    self.pushes[short(response.type_url)] += 1
+                    async with asyncio.timeout(self._slow_reader_s):
+                        await context.write(response.data)
                 await wake.wait()
+            await reader  # raises what it ended with
+        except TimeoutError:
+            self.slow_readers += 1
+            faults.append(f"the node did not read a response for {self._slow_reader_s:g} s; connect again")
         finally:
             reader.cancel()
             del self.streams[number]
             del self._wakes[number]
             self._notify()
-            log.info("node %s disconnected", stream.node.id)
-        if fault:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, fault[0])
+            log.info("node %s disconnected%s", stream.node.id, "".join(f": {fault}" for fault in faults))
+        if faults:
+            await _end(context, grpc.StatusCode.INVALID_ARGUMENT, faults[0])
 
     async def _read(
-        self, requests: AsyncIterator[Any], stream: NodeStream, wake: asyncio.Event, fail: Callable[[str], None]
+        self, requests: AsyncIterator[bytes], stream: NodeStream, wake: asyncio.Event, fail: Callable[[str], None]
     ) -> None:
         try:
-            async for request in requests:
-                stream.on_request(request, monotonic())
-                if request.HasField("error_detail"):
-                    self.nacks += 1
-                    log.error("node %s refused %s: %s", stream.node.id, request.type_url, request.error_detail.message)
+            async for data in requests:
+                request = _parsed(data)
+                self._count(stream, request, stream.on_request(request, monotonic()))
                 wake.set()
                 self._notify()
         except BadRequest as error:
             fail(str(error))
         finally:
             wake.set()
+
+    def _count(self, stream: NodeStream, request: Any, answer: Answer) -> None:
+        if answer is Answer.NONE:
+            return
+        kind = short(request.type_url)
+        subscription = stream.subscriptions[request.type_url]
+        self.lag.labels(kind).observe(subscription.lag_ms / 1000)
+        if answer is Answer.NACK:
+            self.nacks[kind] += 1
+            log.error("node %s refused %s: %s", stream.node.id, kind, subscription.nack_reason)
+
+
+def short(type_url: str) -> str:
+    """The last word of a type, for people and labels: there are as many as types that are served."""
+    return type_url.rpartition(".")[2]
+
+
+def _parsed(data: bytes) -> Any:
+    """A DiscoveryRequest. Raises BadRequest."""
+    try:
+        return discovery_pb2.DiscoveryRequest.FromString(data)
+    except DecodeError:
+        raise BadRequest(f"{len(data)} bytes that are no DiscoveryRequest") from None
+
+
+async def _end(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
+    await context.abort(code, text)
+    raise AssertionError("abort does not return")
 
 
 def _as_it_is(data: bytes) -> bytes:

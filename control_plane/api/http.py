@@ -1,8 +1,9 @@
 """`/metrics` and `/healthz` of the control plane, in a thread of their own."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, make_wsgi_app
@@ -10,8 +11,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
-from control_plane.ads.service import AdsService
+from control_plane.ads.core import NodeStream
+from control_plane.ads.service import AdsService, short
+from control_plane.api.entrance import Entrance
 from control_plane.registry.mirror import Mirror
+from control_plane.resources import kinds
+from control_plane.translate.snapshot import ORDER
+
+PREFIX: Final = "remora_control_plane_"
+ENGINES: Final = ("envoy", "grpc", "remora")
 
 
 class _Handler(WSGIRequestHandler):
@@ -22,34 +30,66 @@ class _Handler(WSGIRequestHandler):
 
 
 class ControlPlaneCollector(Collector):
-    """The control plane's own numbers."""
+    """The control plane's own numbers. Labels take few values: kinds of data planes, kinds of resources, types of xDS."""
 
     def __init__(self, mirror: Mirror, ads: AdsService) -> None:
         self._mirror = mirror
         self._ads = ads
 
     def collect(self) -> Iterator[Metric]:
-        state = self._mirror.state
-        yield GaugeMetricFamily("remora_control_plane_nodes", "Connected nodes.", value=len(self._ads.streams))
-        yield GaugeMetricFamily("remora_control_plane_revision", "Store revision that is served.", value=state.revision)
-        yield GaugeMetricFamily("remora_control_plane_instances", "Registered instances.", value=len(state.instances))
-        yield GaugeMetricFamily("remora_control_plane_resources", "Stored resources.", value=len(state.resources))
-        yield GaugeMetricFamily(
-            "remora_control_plane_stale",
-            "1 while the store cannot be watched.",
-            value=self._mirror.stale_since is not None,
+        state, streams = self._mirror.state, list(self._ads.streams.values())
+        yield _gauge("nodes", "Connected nodes.", dict.fromkeys(ENGINES, 0) | _engines(streams), "engine")
+        behind = [stream for stream in streams if stream.programmed < state.revision]
+        yield _one(
+            "nodes_behind", "Connected nodes that have not acknowledged the revision that is served.", len(behind)
         )
-        yield CounterMetricFamily("remora_control_plane_pushes", "Responses sent to nodes.", value=self._ads.pushes)
-        yield CounterMetricFamily("remora_control_plane_nacks", "Responses that nodes refused.", value=self._ads.nacks)
+        yield _one("revision", "Store revision that is served.", state.revision)
+        yield _one("instances", "Registered instances.", len(state.instances))
+        kinds_there = Counter(kinds.of(resource).name for resource in list(state.resources.values()))
+        yield _gauge("resources", "Stored resources.", kinds_there, "kind")
+        yield _one("stale", "1 while the store cannot be watched.", self._mirror.stale_since is not None)
+        yield _one(
+            "stale_seconds", "For how long the store could not be watched; 0 while it can.", self._mirror.stale_s
+        )
+        yield _counter("pushes", "Responses sent to nodes.", self._ads.pushes)
+        yield _counter("nacks", "Responses that nodes refused.", self._ads.nacks)
+        slow = CounterMetricFamily(f"{PREFIX}slow_readers", "Streams ended because the node did not read.")
+        slow.add_metric([], self._ads.slow_readers)
+        yield slow
+
+
+def _engines(streams: list[NodeStream]) -> Counter[str]:
+    return Counter(stream.node.engine for stream in streams)
+
+
+def _one(name: str, help_text: str, value: float) -> Metric:
+    return GaugeMetricFamily(PREFIX + name, help_text, value=float(value))
+
+
+def _gauge(name: str, help_text: str, values: Mapping[str, int], label: str) -> Metric:
+    family = GaugeMetricFamily(PREFIX + name, help_text, labels=[label])
+    for key in sorted(values):
+        family.add_metric([key], values[key])
+    return family
+
+
+def _counter(name: str, help_text: str, values: Mapping[str, int]) -> Metric:
+    """By xDS type; those that have not been counted are 0, so that a rate can be taken from the start."""
+    family = CounterMetricFamily(PREFIX + name, help_text, labels=["type"])
+    for kind in map(short, ORDER):
+        family.add_metric([kind], values.get(kind, 0))
+    return family
 
 
 StartResponse = Callable[..., Any]
 
 
-def serve(host: str, port: int, mirror: Mirror, ads: AdsService) -> WSGIServer:
+def serve(host: str, port: int, mirror: Mirror, ads: AdsService, entrance: Entrance) -> WSGIServer:
     """Start serving; OSError if the address cannot be had. `shutdown` ends it."""
     registry = CollectorRegistry()
     registry.register(ControlPlaneCollector(mirror, ads))
+    registry.register(ads.lag)
+    registry.register(entrance.requests)
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     metrics = make_wsgi_app(registry)
@@ -62,7 +102,8 @@ def serve(host: str, port: int, mirror: Mirror, ads: AdsService) -> WSGIServer:
         if path == "/healthz":
             is_fresh = mirror.is_loaded.is_set() and mirror.stale_since is None
             start_response("200 OK" if is_fresh else "503 Service Unavailable", [("content-type", "text/plain")])
-            return [b"ok\n" if is_fresh else b"the store cannot be reached; the last state is served\n"]
+            stale = f"the store has not been reached for {mirror.stale_s:.0f} s; the last state is served\n"
+            return [b"ok\n" if is_fresh else stale.encode()]
         start_response("404 Not Found", [("content-type", "text/plain")])
         return [b"known paths: /metrics /healthz\n"]
 

@@ -11,15 +11,20 @@ from envoy.service.discovery.v3 import ads_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from control_plane.ads.service import AdsService
+from control_plane.ads.service import MAX_STREAMS, AdsService
 from control_plane.api import http
+from control_plane.api.entrance import Entrance
 from control_plane.api.service import MeshService, RegistryService, Resources
 from control_plane.registry.mirror import Mirror
 from control_plane.registry.registry import Registry
 from control_plane.store import open_store
+from control_plane.store.contract import StoreUnavailable
 from proto.mesh.v1 import api_pb2, api_pb2_grpc
 
-MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
+MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
+"""A request; longer ones get RESOURCE_EXHAUSTED from gRPC."""
+MAX_CALLS: Final = MAX_STREAMS + 10_000
+"""At a time, streams of nodes included; more get RESOURCE_EXHAUSTED from gRPC."""
 LOAD_TIMEOUT_S: Final = 10.0
 STOP_GRACE_S: Final = 1.0
 _OPTIONS: Final = (
@@ -42,6 +47,8 @@ class ControlPlane:
 
     port: int
     """Of xDS and API."""
+    http_port: int | None
+    """Of `/metrics` and `/healthz`; None if they are not served."""
     mirror: Mirror
     ads: AdsService
 
@@ -56,20 +63,25 @@ async def running(
     ads = AdsService()
     mirror.on_change(ads.on_state)
     follower = asyncio.create_task(mirror.run())
-    server = grpc.aio.server(options=list(_OPTIONS))
+    entrance = Entrance()
+    server = grpc.aio.server(interceptors=[entrance], options=list(_OPTIONS), maximum_concurrent_rpcs=MAX_CALLS)
     web = None
     try:
-        async with asyncio.timeout(LOAD_TIMEOUT_S):
-            await mirror.is_loaded.wait()
+        try:
+            async with asyncio.timeout(LOAD_TIMEOUT_S):
+                await mirror.is_loaded.wait()
+        except TimeoutError:
+            raise StoreUnavailable(f"store {store_target} has not answered for {LOAD_TIMEOUT_S:g} s") from None
         api_pb2_grpc.add_ResourcesServicer_to_server(Resources(store, mirror, ads), server)
         api_pb2_grpc.add_RegistryServicer_to_server(RegistryService(Registry(store), mirror, ads), server)
         api_pb2_grpc.add_MeshServicer_to_server(MeshService(mirror, ads), server)
         server.add_generic_rpc_handlers((ads.handler(),))
         healths = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
-        await healths.set("", health_pb2.HealthCheckResponse.SERVING)
         services = [service.full_name for service in api_pb2.DESCRIPTOR.services_by_name.values()]
         services += [service.full_name for service in ads_pb2.DESCRIPTOR.services_by_name.values()]
+        for name in ["", *services]:
+            await healths.set(name, health_pb2.HealthCheckResponse.SERVING)
         reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
         try:
             port = server.add_insecure_port(f"{listen[0]}:{listen[1]}")
@@ -79,12 +91,12 @@ async def running(
             ) from None
         if http_listen is not None:
             try:
-                web = http.serve(*http_listen, mirror, ads)
+                web = http.serve(*http_listen, mirror, ads, entrance)
             except OSError as error:
                 reason = (error.strerror or str(error)).lower()
                 raise CannotListen(f"cannot listen on {http_listen[0]}:{http_listen[1]}: {reason}") from None
         await server.start()
-        yield ControlPlane(port, mirror, ads)
+        yield ControlPlane(port, web.server_port if web is not None else None, mirror, ads)
     finally:
         await server.stop(STOP_GRACE_S)
         if web is not None:

@@ -1,50 +1,49 @@
 """The control plane's gRPC API (remora.mesh.v1): parse, check, call, answer."""
 
-from collections.abc import AsyncIterator
-from time import time
-from typing import Any, Final, NoReturn
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from time import time_ns
+from typing import Any, Final
 
 import grpc
-from google.protobuf.message import Message
 
 from control_plane.ads.core import NodeStream
-from control_plane.ads.service import AdsService
+from control_plane.ads.service import AdsService, short
+from control_plane.api.refused import Refused
 from control_plane.registry import keys, state
 from control_plane.registry.mirror import Mirror
-from control_plane.registry.registry import DEFAULT_TTL_S, InstanceNotFound, Registry, TooBusy
-from control_plane.resources import kinds, rules
+from control_plane.registry.registry import DEFAULT_TTL_S, Registry
+from control_plane.resources import kinds
 from control_plane.resources.check import check
-from control_plane.store.contract import Compare, Delete, LeaseNotFound, Put, Store, StoreError, StoreUnavailable
-from control_plane.translate import conditions
+from control_plane.store.contract import Compare, Delete, Put, Store
+from control_plane.translate.conditions import Conditions
 from proto.mesh.v1 import api_pb2, api_pb2_grpc, meta_pb2
 
+log = logging.getLogger("remora.api")
+
+MAX_RESOURCES: Final = 100
+"""In one request, so in one transaction."""
 MAX_RESOURCE_BYTES: Final = 512 * 1024
+MAX_APPLY_BYTES: Final = 1_000_000
+"""Of all resources of one request: they go into one transaction, and etcd takes 1.5 MiB."""
 DEFAULT_WAIT_S: Final = 30.0
-LONGEST_WAIT_S: Final = 3600.0
+CAUGHT_UP_S: Final = 5.0
+"""How long an answer waits for the change that it is about to be served."""
+MAX_NAMED: Final = 20
+"""Nodes that one message names."""
 MAX_ATTEMPTS: Final = 5
 """Tries of an apply that collides with another."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-async def _refuse(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
-    await context.abort(code, text)
-    raise AssertionError("abort does not return")
-
-
-async def _validated(context: Context, request: Message) -> None:
-    found = [str(fault) for fault in rules.faults(request)]
-    if found:
-        await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "\n".join(found))
-
-
-async def _kind(context: Context, name: str) -> str:
+def _kind(name: str) -> str:
     kind = kinds.named(name)
     if kind is None:
         known = ", ".join(kind.name for kind in kinds.KINDS)
-        await _refuse(
-            context, grpc.StatusCode.INVALID_ARGUMENT, f'kind "{name}" is not known; known: {known} (RMR0007)'
-        )
+        text = f'kind "{name}" is not known; known: {known} (RMR0007)'
+        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, text)
     return kind.name
 
 
@@ -59,77 +58,75 @@ class Resources(api_pb2_grpc.ResourcesServicer):
         self._store = store
         self._mirror = mirror
         self._ads = ads
+        self._judged = Conditions(mirror.state)
 
     async def Apply(self, request: api_pb2.ApplyRequest, context: Context) -> api_pb2.ApplyResponse:
-        faults: list[str] = []
-        seen: set[bytes] = set()
-        for resource in request.resources:
-            if resource.WhichOneof("spec") is None:
-                faults.append("a resource without a spec; set one (RMR0006)")
-                continue
-            name = kinds.describe(resource)
-            faults += [f"{name}: {fault}" for fault in check(resource)]
-            size = resource.ByteSize()
-            if size > MAX_RESOURCE_BYTES:
-                faults.append(f"{name}: {size} bytes; at most {MAX_RESOURCE_BYTES} are taken (RMR0001)")
-            key = state.key_of(resource)
-            if key in seen:
-                faults.append(f"{name}: stands twice in one request; keep one (RMR0004)")
-            seen.add(key)
-        if not request.resources:
-            faults.append("no resources; give at least one (RMR0003)")
+        faults = list(_faults(request))
         if faults:
-            await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "\n".join(faults))
-        try:
-            return await self._apply(request, context)
-        except StoreError as error:
-            await _refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
-
-    async def _apply(self, request: api_pb2.ApplyRequest, context: Context) -> api_pb2.ApplyResponse:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "\n".join(faults))
         for _ in range(MAX_ATTEMPTS):
-            response = api_pb2.ApplyResponse()
-            compares: list[Compare] = []
-            puts: list[Put | Delete] = []
-            for given in request.resources:
-                key = state.key_of(given)
-                item = await self._store.get(key)
-                old = state.read(item) if item is not None else None
-                wanted = given.metadata.resource_version
-                if wanted and wanted != (item.mod_revision if item else 0):
-                    text = f"{kinds.describe(given)} was changed by somebody else; get it and apply again"
-                    await _refuse(context, grpc.StatusCode.ABORTED, text)
-                fresh, outcome = _merge(given, old)
-                compares.append(Compare(key, item.mod_revision if item else 0))
-                if outcome != api_pb2.ApplyResponse.UNCHANGED:
-                    puts.append(Put(key, state.stored(fresh)))
-                response.applied.add(resource=fresh, outcome=outcome)
-            if request.dry_run or not puts:
-                response.revision = self._mirror.state.revision
-            else:
-                result = await self._store.txn(compares, puts)
-                if not result.succeeded:
-                    continue
-                response.revision = result.revision
-                await self._mirror.reached(result.revision)
+            response = await self._apply(request)
+            if response is not None:
+                return response
+        raise Refused(grpc.StatusCode.ABORTED, "others change the same resources all the time; apply again")
+
+    async def _apply(self, request: api_pb2.ApplyRequest) -> api_pb2.ApplyResponse | None:
+        """One try; None if somebody else changed a resource meanwhile."""
+        response = api_pb2.ApplyResponse(revision=self._mirror.state.revision)
+        compares: list[Compare] = []
+        puts: list[Put | Delete] = []
+        for given in request.resources:
+            key = state.key_of(given)
+            item = await self._store.get(key)
+            old = state.read(item) if item is not None else None
+            wanted = given.metadata.resource_version
+            if wanted and wanted != (item.mod_revision if item else 0):
+                there = f"is at resourceVersion {item.mod_revision}" if item else "is not there"
+                text = f"{kinds.describe(given)} {there}, not at {wanted}: somebody else changed it; get it and apply again"
+                raise Refused(grpc.StatusCode.ABORTED, text)
+            fresh, outcome = _merge(given, old)
+            compares.append(Compare(key, item.mod_revision if item else 0))
+            if outcome != api_pb2.ApplyResponse.UNCHANGED:
+                puts.append(Put(key, state.stored(fresh)))
+            response.applied.add(resource=fresh, outcome=outcome)
+        if puts and not request.dry_run:
+            result = await self._store.txn(compares, puts)
+            if not result.succeeded:
+                return None
+            response.revision = result.revision
+            await self._caught_up(result.revision)
             for applied in response.applied:
-                if applied.outcome != api_pb2.ApplyResponse.UNCHANGED and not request.dry_run:
+                if applied.outcome != api_pb2.ApplyResponse.UNCHANGED:
                     applied.resource.metadata.resource_version = response.revision
-                applied.resource.status.CopyFrom(conditions.status(self._mirror.state, applied.resource))
-            return response
-        await _refuse(context, grpc.StatusCode.ABORTED, "others change the same resources all the time; apply again")
+        conditions = self._conditions()
+        for applied in response.applied:
+            applied.resource.status.CopyFrom(conditions.status(applied.resource))
+        return response
+
+    async def _caught_up(self, revision: int) -> None:
+        """Wait until a change of ours is served; not for ever, since it is stored in any case."""
+        try:
+            async with asyncio.timeout(CAUGHT_UP_S):
+                await self._mirror.reached(revision)
+        except TimeoutError:
+            log.warning("revision %d is stored, and not seen in the watch after %g s", revision, CAUGHT_UP_S)
+
+    def _conditions(self) -> Conditions:
+        """The conditions of the present state, found once for all calls that look at it."""
+        if self._judged.state is not self._mirror.state:
+            self._judged = Conditions(self._mirror.state)
+        return self._judged
 
     async def Get(self, request: api_pb2.GetRequest, context: Context) -> api_pb2.Resource:
-        await _validated(context, request)
-        kind = await _kind(context, request.kind)
+        kind = _kind(request.kind)
         namespace = _namespace(request.namespace)
         found = self._mirror.state.resources.get(keys.resource(kind, namespace, request.name))
         if found is None:
-            await _refuse(context, grpc.StatusCode.NOT_FOUND, f"no {kind} {namespace}/{request.name}")
+            raise Refused(grpc.StatusCode.NOT_FOUND, f"no {kind} {namespace}/{request.name}")
         return self._shown(found)
 
     async def List(self, request: api_pb2.ListRequest, context: Context) -> api_pb2.ListResponse:
-        await _validated(context, request)
-        names = [await _kind(context, request.kind)] if request.kind else [kind.name for kind in kinds.KINDS]
+        names = [_kind(request.kind)] if request.kind else [kind.name for kind in kinds.KINDS]
         now = self._mirror.state
         found = [
             self._shown(resource)
@@ -140,22 +137,17 @@ class Resources(api_pb2_grpc.ResourcesServicer):
         return api_pb2.ListResponse(resources=found, revision=now.revision)
 
     async def Delete(self, request: api_pb2.DeleteRequest, context: Context) -> api_pb2.DeleteResponse:
-        await _validated(context, request)
-        kind = await _kind(context, request.kind)
+        kind = _kind(request.kind)
         namespace = _namespace(request.namespace)
         key = keys.resource(kind, namespace, request.name)
-        try:
-            if await self._store.get(key) is None:
-                await _refuse(context, grpc.StatusCode.NOT_FOUND, f"no {kind} {namespace}/{request.name}")
-            result = await self._store.txn((), [Delete(key)])
-        except StoreError as error:
-            await _refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
-        await self._mirror.reached(result.revision)
+        if await self._store.get(key) is None:
+            raise Refused(grpc.StatusCode.NOT_FOUND, f"no {kind} {namespace}/{request.name}")
+        result = await self._store.txn((), [Delete(key)])
+        await self._caught_up(result.revision)
         return api_pb2.DeleteResponse(revision=result.revision)
 
     async def Watch(self, request: api_pb2.WatchRequest, context: Context) -> AsyncIterator[api_pb2.WatchEvent]:
-        await _validated(context, request)
-        kind = await _kind(context, request.kind) if request.kind else ""
+        kind = _kind(request.kind) if request.kind else ""
         prefix = keys.RESOURCES + (kind.encode() + b"/" if kind else b"")
         known: dict[bytes, api_pb2.Resource] = {}
         is_synced = False
@@ -178,20 +170,28 @@ class Resources(api_pb2_grpc.ResourcesServicer):
         self, request: api_pb2.WaitProgrammedRequest, context: Context
     ) -> api_pb2.WaitProgrammedResponse:
         wait_s = request.timeout.ToNanoseconds() / 1e9 if request.HasField("timeout") else DEFAULT_WAIT_S
-        behind = await self._ads.programmed(request.revision, min(wait_s, LONGEST_WAIT_S))
-        if behind:
-            text = "; ".join(_why_behind(stream) for stream in behind[:20])
-            await _refuse(
-                context, grpc.StatusCode.DEADLINE_EXCEEDED, f"{len(behind)} nodes have not acknowledged: {text}"
-            )
+        if not await self._ads.programmed(request.revision, wait_s):
+            raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, self._why_not(request.revision))
         return api_pb2.WaitProgrammedResponse(nodes=len(self._ads.streams))
+
+    def _why_not(self, revision: int) -> str:
+        now = self._mirror.state.revision
+        if now < revision:
+            since = f" for {self._mirror.stale_s:.0f} s" if self._mirror.stale_s else ""
+            away = f"; the store cannot be reached{since}" if self._mirror.stale_since is not None else ""
+            return f"revision {revision} has not been reached; revision {now} is served{away}"
+        behind = self._ads.behind(revision)
+        named = "; ".join(map(_why_behind, behind[:MAX_NAMED]))
+        rest = f"; and {len(behind) - MAX_NAMED} more" if len(behind) > MAX_NAMED else ""
+        return (
+            f"{len(behind)} of {len(self._ads.streams)} nodes have not acknowledged revision {revision}: {named}{rest}"
+        )
 
     def _shown(self, resource: api_pb2.Resource) -> api_pb2.Resource:
         """A resource with its status as of now."""
         shown = api_pb2.Resource()
         shown.CopyFrom(resource)
-        now = self._mirror.state
-        shown.status.CopyFrom(conditions.status(now, resource))
+        shown.status.CopyFrom(self._conditions().status(resource))
         behind = self._ads.behind(resource.metadata.resource_version)
         shown.status.conditions.append(
             meta_pb2.Condition(
@@ -203,6 +203,33 @@ class Resources(api_pb2_grpc.ResourcesServicer):
             )
         )
         return shown
+
+
+def _faults(request: api_pb2.ApplyRequest) -> Iterator[str]:
+    """Every fault of a request, each a line that says which resource it is in."""
+    count, size = len(request.resources), request.ByteSize()
+    if not count:
+        yield "no resources; give at least one (RMR0003)"
+    if count > MAX_RESOURCES:
+        yield f"{count} resources in one request; at most {MAX_RESOURCES} are taken: apply in parts (RMR0001)"
+        return
+    if size > MAX_APPLY_BYTES:
+        yield f"{size} bytes in one request; at most {MAX_APPLY_BYTES} are taken: apply in parts (RMR0001)"
+        return
+    seen: set[bytes] = set()
+    for number, resource in enumerate(request.resources):
+        if resource.WhichOneof("spec") is None:
+            known = " or ".join(kind.field for kind in kinds.KINDS)
+            yield f"resources[{number}]: has no spec; set {known} (RMR0006)"
+            continue
+        name = kinds.describe(resource)
+        yield from (f"{name}: {fault}" for fault in check(resource))
+        if resource.ByteSize() > MAX_RESOURCE_BYTES:
+            yield f"{name}: {resource.ByteSize()} bytes; at most {MAX_RESOURCE_BYTES} are taken (RMR0001)"
+        key = state.key_of(resource)
+        if key in seen:
+            yield f"{name}: stands twice in one request; keep one (RMR0004)"
+        seen.add(key)
 
 
 def _merge(
@@ -217,7 +244,7 @@ def _merge(
     metadata.resource_version = 0
     if old is None:
         metadata.generation = 1
-        metadata.creation_timestamp.FromNanoseconds(int(time() * 1e9))
+        metadata.creation_timestamp.FromNanoseconds(time_ns())
         return fresh, api_pb2.ApplyResponse.CREATED
     metadata.generation = old.metadata.generation
     metadata.creation_timestamp.CopyFrom(old.metadata.creation_timestamp)
@@ -232,7 +259,7 @@ def _merge(
 def _why_behind(stream: NodeStream) -> str:
     for item in stream.subscriptions.values():
         if item.version_nacked:
-            return f"{stream.node.id} refused {item.type_url.rpartition('.')[2]}: {item.nack_reason}"
+            return f"{stream.node.id} refused {short(item.type_url)}: {item.nack_reason}"
     return f"{stream.node.id} has not answered"
 
 
@@ -245,54 +272,34 @@ class RegistryService(api_pb2_grpc.RegistryServicer):
         self._ads = ads
 
     async def Register(self, request: api_pb2.RegisterRequest, context: Context) -> api_pb2.RegisterResponse:
-        await _validated(context, request)
         ttl_s = -(-request.ttl.ToNanoseconds() // 1_000_000_000) if request.HasField("ttl") else DEFAULT_TTL_S
-        try:
-            granted = await self._registry.register(request.instance, ttl_s)
-        except StoreError as error:
-            await _refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
+        granted = await self._registry.register(request.instance, ttl_s)
         response = api_pb2.RegisterResponse(lease_id=granted.lease_id)
         response.ttl.FromSeconds(granted.ttl_s)
         return response
 
     async def KeepAlive(self, request: api_pb2.KeepAliveRequest, context: Context) -> api_pb2.KeepAliveResponse:
-        try:
-            ttl_s = await self._registry.keep_alive(request.lease_id)
-        except LeaseNotFound as error:
-            await _refuse(context, grpc.StatusCode.NOT_FOUND, f"{error}; register again")
-        except StoreUnavailable as error:
-            await _refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
+        ttl_s = await self._registry.keep_alive(request.lease_id)
         response = api_pb2.KeepAliveResponse()
         response.ttl.FromSeconds(ttl_s)
         return response
 
     async def SetHealth(self, request: api_pb2.SetHealthRequest, context: Context) -> api_pb2.SetHealthResponse:
-        await _validated(context, request)
         key = request.instance
-        try:
-            revision = await self._registry.set_health(key.namespace, key.service, key.id, request.health)
-        except InstanceNotFound as error:
-            await _refuse(context, grpc.StatusCode.NOT_FOUND, str(error))
-        except (TooBusy, StoreError) as error:
-            await _refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
-        wait_s = min(request.wait.ToNanoseconds() / 1e9, LONGEST_WAIT_S) if request.HasField("wait") else 0.0
+        revision = await self._registry.set_health(key.namespace, key.service, key.id, request.health)
+        wait_s = request.wait.ToNanoseconds() / 1e9
         if not wait_s:
-            return api_pb2.SetHealthResponse(acknowledged=not self._ads.behind(revision))
-        return api_pb2.SetHealthResponse(acknowledged=not await self._ads.programmed(revision, wait_s))
+            return api_pb2.SetHealthResponse(acknowledged=self._ads.is_programmed(revision))
+        return api_pb2.SetHealthResponse(acknowledged=await self._ads.programmed(revision, wait_s))
 
     async def Deregister(self, request: api_pb2.DeregisterRequest, context: Context) -> api_pb2.DeregisterResponse:
-        await _validated(context, request)
         key = request.instance
-        try:
-            await self._registry.deregister(key.namespace, key.service, key.id)
-        except StoreError as error:
-            await _refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
+        await self._registry.deregister(key.namespace, key.service, key.id)
         return api_pb2.DeregisterResponse()
 
     async def ListInstances(
         self, request: api_pb2.ListInstancesRequest, context: Context
     ) -> api_pb2.ListInstancesResponse:
-        await _validated(context, request)
         found = self._mirror.state.instances_of(_namespace(request.namespace), request.service)
         return api_pb2.ListInstancesResponse(instances=found)
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from control_plane.registry import keys, state
 from control_plane.registry.state import State
-from control_plane.store.contract import Compacted, Store, StoreUnavailable
+from control_plane.store.contract import Compacted, Store, StoreError
 
 log = logging.getLogger("remora.registry")
 
@@ -30,6 +30,11 @@ class Mirror:
         self._listeners: list[Callable[[State], None]] = []
         self._changed = asyncio.Condition()
 
+    @property
+    def stale_s(self) -> float:
+        """For how long the state may have been out of date; 0 while it is followed."""
+        return 0.0 if self.stale_since is None else monotonic() - self.stale_since
+
     def on_change(self, listener: Callable[[State], None]) -> None:
         """Call `listener` with every new state."""
         self._listeners.append(listener)
@@ -44,7 +49,7 @@ class Mirror:
                 await self._follow()
             except Compacted as error:
                 log.info("%s", error)
-            except StoreUnavailable as error:
+            except StoreError as error:
                 if self.stale_since is None:
                     self.stale_since = monotonic()
                     log.warning("serving the last state: %s", error)

@@ -1,12 +1,24 @@
 """All resources and instances at one revision: a value, replaced and never edited."""
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError
 
 from control_plane.registry import keys
 from control_plane.resources import kinds
 from control_plane.store.contract import Event, EventType, KeyValue
 from proto.mesh.v1 import api_pb2, service_pb2
+
+log = logging.getLogger("remora.registry")
+
+T = TypeVar("T")
+
+
+class Unreadable(Exception):
+    """A stored value that this release cannot make sense of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +42,19 @@ class State:
 
     def instances_of(self, namespace: str, name: str) -> list[service_pb2.Instance]:
         """The instances behind a service's name, its selector applied; in order of id."""
-        declared = self.service(namespace, name)
-        selector = dict(declared.service.selector) if declared is not None else {}
+        selector = self.selector(namespace, name)
         found = [
             instance
             for instance in self.instances.values()
-            if instance.namespace == namespace and _selects(selector, name, instance)
+            if instance.namespace == namespace and selects(selector, instance)
         ]
         return sorted(found, key=lambda instance: instance.id)
+
+    def selector(self, namespace: str, name: str) -> Mapping[str, str]:
+        """What chooses the instances behind a service's name, in its namespace."""
+        declared = self.service(namespace, name)
+        chosen = dict(declared.service.selector) if declared is not None else {}
+        return chosen or {"service": name}
 
     def service_names(self) -> list[tuple[str, str]]:
         """(namespace, name) of every service: declared, or there by its instances."""
@@ -46,11 +63,10 @@ class State:
         return sorted(declared | running)
 
 
-def _selects(selector: Mapping[str, str], name: str, instance: service_pb2.Instance) -> bool:
-    if not selector:
-        return instance.service == name
-    labels = {**instance.labels, "service": instance.service, "version": instance.version}
-    return all(labels.get(key) == value for key, value in selector.items())
+def selects(selector: Mapping[str, str], instance: service_pb2.Instance) -> bool:
+    """True if an instance has every label that is asked for; `service` and `version` are labels of every instance."""
+    own = {"service": instance.service, "version": instance.version}
+    return all((own[key] if key in own else instance.labels.get(key)) == value for key, value in selector.items())
 
 
 def stored(resource: api_pb2.Resource) -> bytes:
@@ -62,9 +78,16 @@ def stored(resource: api_pb2.Resource) -> bytes:
     return plain.SerializeToString(deterministic=True)
 
 
+def read_instance(item: KeyValue) -> service_pb2.Instance:
+    """An instance from its stored form. Raises DecodeError."""
+    return service_pb2.Instance.FromString(item.value)
+
+
 def read(item: KeyValue) -> api_pb2.Resource:
-    """A resource from its stored form."""
+    """A resource from its stored form. Raises DecodeError, Unreadable."""
     resource = api_pb2.Resource.FromString(item.value)
+    if resource.WhichOneof("spec") is None:
+        raise Unreadable("it is of a kind that this release does not know")
     resource.metadata.resource_version = item.mod_revision
     return resource
 
@@ -77,11 +100,17 @@ def key_of(resource: api_pb2.Resource) -> bytes:
 
 def load(resources: Iterable[KeyValue], instances: Iterable[KeyValue], revision: int) -> State:
     """A state from a whole listing."""
-    return State(
-        revision,
-        {item.key: read(item) for item in resources},
-        {item.key: service_pb2.Instance.FromString(item.value) for item in instances},
-    )
+    return State(revision, dict(_readable(resources, read)), dict(_readable(instances, read_instance)))
+
+
+def _readable(items: Iterable[KeyValue], parse: Callable[[KeyValue], T]) -> Iterator[tuple[bytes, T]]:
+    """What can be read of some items. One bad value, or one of a later release, must not keep the rest from being served."""
+    for item in items:
+        try:
+            yield item.key, parse(item)
+        except (DecodeError, Unreadable) as error:
+            key = item.key.decode(errors="replace")
+            log.error("%s in revision %d is left out: %s", key, item.mod_revision, error)
 
 
 def advance(state: State, events: Iterable[Event]) -> State:
@@ -91,13 +120,16 @@ def advance(state: State, events: Iterable[Event]) -> State:
     for event in events:
         revision = event.revision
         if event.key.startswith(keys.RESOURCES):
-            if event.type is EventType.DELETE:
-                resources.pop(event.key, None)
-            else:
-                resources[event.key] = read(KeyValue(event.key, event.value, 0, event.revision))
+            resources.pop(event.key, None)
+            resources.update(_readable(_put(event), read))
         elif event.key.startswith(keys.INSTANCES):
-            if event.type is EventType.DELETE:
-                instances.pop(event.key, None)
-            else:
-                instances[event.key] = service_pb2.Instance.FromString(event.value)
+            instances.pop(event.key, None)
+            instances.update(_readable(_put(event), read_instance))
     return State(revision, resources, instances)
+
+
+def _put(event: Event) -> list[KeyValue]:
+    """What an event leaves: one item, or none if it deletes."""
+    if event.type is EventType.DELETE:
+        return []
+    return [KeyValue(event.key, event.value, 0, event.revision, event.lease)]

@@ -1,11 +1,22 @@
 """Who asks: what a node says of itself in its xDS `Node` (metadata written by `remora bootstrap`)."""
 
+import ipaddress
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from google.protobuf import json_format
+from google.protobuf import struct_pb2
 
 from control_plane.resources.kinds import DEFAULT_NAMESPACE
+
+MAX_ID: Final = 256
+"""Characters; as of `Instance.node_id`."""
+MAX_SHOWN: Final = 80
+LOOPBACK: Final = "127.0.0.1"
+_LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
+_LABEL_OR_NOTHING: Final = re.compile(rf"({_LABEL.pattern})?", re.ASCII)
+_VERSION: Final = re.compile(r"[A-Za-z0-9._+-]{0,63}", re.ASCII)
+_ANYTHING: Final = re.compile(r"[ -~]{0,256}", re.ASCII)
 
 
 class BadNode(Exception):
@@ -35,35 +46,53 @@ class Node:
 
 def read(message: Any) -> Node:
     """From core.v3.Node. Raises BadNode."""
-    plain = json_format.MessageToDict(message.metadata)
+    fields = message.metadata.fields
+    if not message.id or "service" not in fields or not fields["service"].string_value:
+        raise BadNode("node.id and node.metadata.service must be given; `remora bootstrap` writes them")
+    if len(message.id) > MAX_ID:
+        raise BadNode(f"node.id: {len(message.id)} characters; at most {MAX_ID} are taken")
 
-    def text(name: str, default: str = "") -> str:
-        value = plain.get(name, default)
-        if not isinstance(value, str):
-            raise BadNode(f"node.metadata.{name}: {value} is no text")
-        return value
+    def text(name: str, form: re.Pattern[str], what: str) -> str:
+        value = fields[name] if name in fields else struct_pb2.Value(string_value="")
+        if value.WhichOneof("kind") != "string_value" or not form.fullmatch(value.string_value):
+            raise BadNode(f"node.metadata.{name}: {_shown(value)} is no {what}")
+        return str(value.string_value)
+
+    def address(name: str) -> str:
+        given = text(name, _ANYTHING, "IP address") or LOOPBACK
+        try:
+            return str(ipaddress.ip_address(given))
+        except ValueError:
+            raise BadNode(f"node.metadata.{name}: {_shown(fields[name])} is no IP address") from None
 
     def port(name: str) -> int:
-        value = plain.get(name, 0)
-        if not isinstance(value, int | float) or value != int(value) or not 0 <= value <= 65535:
-            raise BadNode(f"node.metadata.{name}: {value} is no port")
-        return int(value)
+        value = fields[name] if name in fields else struct_pb2.Value(number_value=0)
+        number = value.number_value
+        if value.WhichOneof("kind") != "number_value" or not 0 <= number <= 65535 or not number.is_integer():
+            raise BadNode(f"node.metadata.{name}: {_shown(value)} is no port")
+        return int(number)
 
-    if not message.id or not text("service"):
-        raise BadNode("node.id and node.metadata.service must be given; `remora bootstrap` writes them")
     agent = message.user_agent_name
     engine = "grpc" if agent.startswith("gRPC") else "envoy" if agent == "envoy" else "remora"
     return Node(
         id=message.id,
-        service=text("service"),
-        namespace=text("namespace", DEFAULT_NAMESPACE) or DEFAULT_NAMESPACE,
-        version=text("version"),
+        service=text("service", _LABEL, "name of a service"),
+        namespace=text("namespace", _LABEL_OR_NOTHING, "namespace") or DEFAULT_NAMESPACE,
+        version=text("version", _VERSION, "version"),
         engine=engine,
-        admin_address=text("admin_address"),
-        inbound_address=text("inbound_address", "127.0.0.1"),
+        admin_address=text("admin_address", _ANYTHING, "address"),
+        inbound_address=address("inbound_address"),
         inbound_port=port("inbound_port"),
-        app_address=text("app_address", "127.0.0.1"),
+        app_address=address("app_address"),
         app_port=port("app_port"),
-        outbound_address=text("outbound_address", "127.0.0.1"),
+        outbound_address=address("outbound_address"),
         outbound_port=port("outbound_port"),
     )
+
+
+def _shown(value: struct_pb2.Value) -> str:
+    kind = value.WhichOneof("kind")
+    if kind == "string_value":
+        text = value.string_value
+        return f'"{text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."}"'
+    return f"{value.number_value:g}" if kind == "number_value" else f"a {str(kind).partition('_')[0]}"

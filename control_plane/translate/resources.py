@@ -200,7 +200,7 @@ def route_configuration(services: tuple[ServiceView, ...], namespace: str) -> by
     """All services as virtual hosts, as a node in `namespace` may call them."""
     message = route_pb2.RouteConfiguration(name=OUTBOUND)
     for service in services:
-        message.virtual_hosts.append(_virtual_host(service, service.namespace == namespace))
+        message.virtual_hosts.extend(_virtual_hosts(service, service.namespace == namespace))
     return _bytes(message)
 
 
@@ -210,18 +210,32 @@ def routing_part(service: ServiceView) -> ServiceView:
 
 
 @lru_cache(REMEMBERED)
-def _virtual_host(service: ServiceView, has_short_name: bool) -> Any:
+def _virtual_hosts(service: ServiceView, has_short_name: bool) -> tuple[Any, ...]:
+    """One for all ports, and one for each port that has rules of its own."""
     names = [service.host, service.name] if has_short_name else [service.host]
+    own = {rule.port for rule in service.rules if rule.port}
+    if service.ports:
+        own &= set(service.ports)  # a port that the service does not have is not called
     domains: list[str] = []
     for name in names:
         domains.append(name)
-        domains += [f"{name}:{port}" for port in service.ports] or [f"{name}:*"]
-    host = route_components_pb2.VirtualHost(name=service.host, domains=domains)
-    for rule in service.rules:
+        domains += [f"{name}:{port}" for port in service.ports if port not in own]
+        if not service.ports:
+            domains.append(f"{name}:*")
+    hosts = [_virtual_host(service, service.host, domains, 0)]
+    hosts += [
+        _virtual_host(service, f"{service.host}:{port}", [f"{name}:{port}" for name in names], port)
+        for port in sorted(own)
+    ]
+    return tuple(hosts)
+
+
+def _virtual_host(service: ServiceView, name: str, domains: list[str], port: int) -> Any:
+    host = route_components_pb2.VirtualHost(name=name, domains=domains)
+    rules = dict.fromkeys(replace(rule, port=0) for rule in service.rules if rule.port in (0, port))
+    default = RuleView("default", b"", ((cluster_name(service.namespace, service.name), 1),))
+    for rule in rules or (default,):
         host.routes.append(_route(rule))
-    if not service.rules:
-        default = RuleView("default", b"", ((cluster_name(service.namespace, service.name), 1),))
-        host.routes.append(_route(default))
     return host
 
 
@@ -262,22 +276,16 @@ def _match(data: bytes) -> Any:
         else:
             string = string_pb2.StringMatcher(exact=header.value)
         headers.append(route_components_pb2.HeaderMatcher(name=header.name, string_match=string))
-    if method.type == "RegularExpression" or (method.method and not method.service):
-        is_regex = method.type == "RegularExpression"
-        service = (method.service if is_regex else "") or "[^/]+"
-        name = method.method or "[^/]+"
-        pattern = f"/{service}/{name if is_regex or not method.method else _escape(name)}"
+    if method.type == "RegularExpression":
+        pattern = "/" + "/".join(f"(?:{part})" if part else "[^/]+" for part in (method.service, method.method))
         return route_components_pb2.RouteMatch(safe_regex=_regex(pattern), headers=headers)
+    if method.method and not method.service:
+        return route_components_pb2.RouteMatch(safe_regex=_regex(f"/[^/]+/{method.method}"), headers=headers)
     if method.service and method.method:
         return route_components_pb2.RouteMatch(path=f"/{method.service}/{method.method}", headers=headers)
     if method.service:
         return route_components_pb2.RouteMatch(prefix=f"/{method.service}/", headers=headers)
     return route_components_pb2.RouteMatch(prefix="/", headers=headers)
-
-
-def _escape(text: str) -> str:
-    """RE2 and Python agree on backslashes before punctuation."""
-    return "".join(char if char.isalnum() or char == "_" else f"\\{char}" for char in text)
 
 
 # -- listeners ----------------------------------------------------------------------------------------

@@ -1,10 +1,14 @@
 """State and node to a snapshot: everything that the node is to be told, ready to be sent."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from control_plane.registry.state import State
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+
 from control_plane.translate import resources
 from control_plane.translate.node import Node
 from control_plane.translate.view import MeshView, cluster_name, limits
@@ -25,17 +29,37 @@ class Snapshot:
     version: str
     types: Mapping[str, Mapping[str, bytes]]
 
+    def _references(self) -> Iterator[tuple[str, str]]:
+        for name, data in self.types[CLUSTER].items():
+            if cluster_pb2.Cluster.FromString(data).type == cluster_pb2.Cluster.EDS:
+                yield ENDPOINTS, name
+        for data in self.types[ROUTES].values():
+            yield from _named(route_pb2.RouteConfiguration.FromString(data))
+        for data in self.types[LISTENER].values():
+            for chain in listener_pb2.Listener.FromString(data).filter_chains:
+                manager = http_connection_manager_pb2.HttpConnectionManager()
+                chain.filters[-1].typed_config.Unpack(manager)
+                if manager.HasField("rds"):
+                    yield ROUTES, manager.rds.route_config_name
+                yield from _named(manager.route_config)
+
     def dangling(self) -> list[str]:
-        """References to resources that the snapshot does not hold; empty if it is consistent."""
-        return sorted(set(self.types[CLUSTER]) & _eds(self.types[CLUSTER]) - set(self.types[ENDPOINTS]))
+        """References to resources that the snapshot does not hold, as `TYPE NAME`; empty if it is consistent."""
+        return sorted(
+            f"{url.rpartition('.')[2]} {name}" for url, name in self._references() if name not in self.types[url]
+        )
 
 
-def _eds(clusters: Mapping[str, bytes]) -> set[str]:
-    return {name for name in clusters if name.startswith("outbound|")}
+def _named(routes: Any) -> Iterator[tuple[str, str]]:
+    """The clusters that a RouteConfiguration leads to."""
+    for host in routes.virtual_hosts:
+        for route in host.routes:
+            chosen = route.route.weighted_clusters.clusters
+            yield from ((CLUSTER, name) for name in ([share.name for share in chosen] or [route.route.cluster]))
 
 
-def build(state: State, mesh: MeshView, node: Node) -> Snapshot:
-    """The snapshot of a node; `mesh` is the view of `state`."""
+def build(mesh: MeshView, node: Node) -> Snapshot:
+    """The snapshot of a node."""
     clusters = {resources.TUNNEL: resources.tunnel_cluster()}
     endpoints: dict[str, bytes] = {}
     listeners: dict[str, bytes] = {resources.OUTBOUND_MESH: resources.mesh_listener()}
@@ -46,7 +70,7 @@ def build(state: State, mesh: MeshView, node: Node) -> Snapshot:
     if node.inbound_port and node.app_port:
         clusters[resources.INBOUND] = resources.inbound_cluster(node.app_address, node.app_port)
         listeners[resources.INBOUND] = resources.inbound_listener(
-            node.inbound_address, node.inbound_port, limits(state, node.namespace, node.service, node.version)
+            node.inbound_address, node.inbound_port, limits(mesh, node)
         )
     if node.outbound_port:
         listeners[resources.OUTBOUND] = resources.outbound_listener(node.outbound_address, node.outbound_port)
