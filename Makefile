@@ -12,7 +12,7 @@ HOT := $(shell sed -n 's/^ *"\(sidecar.*\.py\)",$$/\1/p' setup.py)
 COMPILED := build/compiled/.stamp
 
 
-.PHONY: help install compile tools proto demo test test-slow lint bench clean lock
+.PHONY: help install compile tools proto demo test test-pure test-slow lint bench clean lock
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,9 @@ tools: ## install the real programs that tests run against (etcd, Prometheus, gr
 
 test: install tools ## all tests but the slow ones (under 10 minutes on 2 cores)
 	@$(BIN)/python -m pytest -m "not slow"
+
+test-pure: install ## the sidecar's tests on plain Python instead of the compiled modules
+	@REMORA_PURE=1 $(BIN)/python -m pytest -m "not slow" tests/sidecar
 
 test-slow: install tools ## the slow tests: load, soak
 	@$(BIN)/python -m pytest -m slow
