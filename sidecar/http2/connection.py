@@ -269,7 +269,9 @@ class Connection:
                     self._rare_frame(kind, flags, stream_id & 0x7FFFFFFF, data[start:end], now)
                 except StreamError as error:
                     if self._is_idle(error.stream_id):
-                        raise ProtocolError(error.code, str(error)) from None  # there is nothing yet that could be reset
+                        raise ProtocolError(
+                            error.code, str(error)
+                        ) from None  # there is nothing yet that could be reset
                     self._fail_stream(error.stream_id, error.code)
                 if self.close_reason:
                     return

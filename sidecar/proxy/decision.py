@@ -108,7 +108,7 @@ def _refuse_large(error: TooLarge) -> Decision:
 
 
 def _is_grpc(content_type: bytes) -> bool:
-    return content_type == b"application/grpc" or content_type.startswith((b"application/grpc+", b"application/grpc;"))
+    return content_type == b"application/grpc" or content_type.startswith(b"application/grpc+")
 
 
 def _check_request_line(method: bytes, path: bytes, authority: bytes, *, has_scheme: bool) -> None:
@@ -137,6 +137,7 @@ class DecisionCache:
         self._kinds: dict[bytes, int] = {}
         self._checked: dict[bytes, None] = {}
         self._router: Router | None = None
+        self._routes_by_timeout = False
         self._clusters: dict[str, Cluster] = {}
         self._limits: tuple[Limit, ...] = ()
         self.what_is_missing = "no configuration yet"
@@ -144,6 +145,7 @@ class DecisionCache:
     def reconfigure(self, router: Router | None, clusters: dict[str, Cluster], limits: tuple[Limit, ...]) -> None:
         """From now on decide by these; what runs goes on as it was decided."""
         self._router = router
+        self._routes_by_timeout = router is not None and b"grpc-timeout" in router.header_names
         self._clusters = clusters
         self._limits = limits
         self.exact = {}
@@ -210,6 +212,8 @@ class DecisionCache:
                     key.append(whole)
                 elif kind == _TIMEOUT:
                     timeout = parse_timeout(headers.value_of(field))
+                    if self._routes_by_timeout:
+                        key.append(whole)
                 elif kind == _FORBIDDEN:
                     raise Malformed("connection-specific header or bad name")
                 elif kind == _TE:
@@ -217,6 +221,7 @@ class DecisionCache:
                         raise Malformed("te is not trailers")
                     if whole in forward:
                         continue
+                    key.append(whole)
                 elif kind == _HOST:
                     hosts.append(field)  # the authority says it already, or is made of it
                     continue
@@ -270,33 +275,30 @@ class DecisionCache:
 
     def _decide(self, fields: list[RawField]) -> Decision:
         """Decode and route: once per distinct set of the fields that matter."""
-        pseudo: dict[bytes, bytes] = {}
-        values: dict[bytes, bytes] = {}
+        values: dict[bytes, list[bytes]] = {}
         for field in fields:
             name = headers.name_of(field)
             value = headers.value_of(field)
             if field_rules.BAD_VALUE.search(value):
                 raise Malformed("control character in a value")
-            if name.startswith(b":"):
-                if name in pseudo:
-                    raise Malformed("pseudo-header given twice")
-                pseudo[name] = value
-            elif name in values:
-                values[name] += b"," + value
-            else:
-                values[name] = value
-        method = pseudo.get(b":method", b"")
-        path = pseudo.get(b":path", b"")
-        authority = pseudo[b":authority"] if b":authority" in pseudo else values[b"host"]
-        length = values.get(b"content-length", b"")
-        _check_request_line(method, path, authority, has_scheme=b":scheme" in pseudo)
+            known = values.setdefault(name, [])
+            if known and name.startswith(b":"):
+                raise Malformed("pseudo-header given twice")
+            known.append(value)
+        values.setdefault(b":authority", values.get(b"host", []))
+        values[b"host"] = values[b":authority"]
+        [authority] = values[b":authority"]
+        [method] = values.get(b":method", [b""])
+        [path] = values.get(b":path", [b""])
+        length = b",".join(values.get(b"content-length", []))
+        _check_request_line(method, path, authority, has_scheme=b":scheme" in values)
         if length and not length.isdigit():
             raise Malformed("content-length is not a number")
         if b"#" in path:
             decision = _refuse(Status.INTERNAL, "a path has no fragment", "DPE", 400)
         else:
             decision = self._route(Request(method, path.partition(b"?")[0], authority, values))
-        decision.is_grpc = _is_grpc(values.get(b"content-type", b""))
+        decision.is_grpc = _is_grpc(values.get(b"content-type", [b""])[0])
         decision.is_head = method == b"HEAD"
         decision.content_length = int(length) if length else -1
         return decision

@@ -18,27 +18,30 @@ class Request:
     path: bytes
     """Without the query."""
     authority: bytes
-    headers: dict[bytes, bytes]
-    """By lower-case name; values of one name joined with a comma."""
+    headers: dict[bytes, list[bytes]]
+    """By lower-case name, pseudo-headers among them; `:path` with its query."""
 
 
-def _header_holds(match: HeaderMatch, headers: dict[bytes, bytes]) -> bool:
-    value = headers.get(match.name)
+def _header_holds(match: HeaderMatch, headers: dict[bytes, list[bytes]]) -> bool:
+    values = headers.get(match.name)
     if match.present is not None:
-        return ((value is not None) == match.present) != match.invert
-    if value is None:
+        return ((values is not None) == match.present) != match.invert
+    if values is None:
         # Envoy: a missing header matches nothing, also when the match is inverted.
         return False
+    # Envoy: one value of several is enough; inverted, none may hold.
+    return any(_value_holds(match, value) for value in values) != match.invert
+
+
+def _value_holds(match: HeaderMatch, value: bytes) -> bool:
     if match.exact is not None:
-        holds = value == match.exact
-    elif match.prefix is not None:
-        holds = value.startswith(match.prefix)
-    elif match.suffix is not None:
-        holds = value.endswith(match.suffix)
-    else:
-        assert match.regex is not None
-        holds = re.fullmatch(match.regex, value.decode("latin-1")) is not None
-    return holds != match.invert
+        return value == match.exact
+    if match.prefix is not None:
+        return value.startswith(match.prefix)
+    if match.suffix is not None:
+        return value.endswith(match.suffix)
+    assert match.regex is not None
+    return re.fullmatch(match.regex, value.decode("latin-1")) is not None
 
 
 def _route_holds(route: Route, request: Request) -> bool:

@@ -23,7 +23,9 @@ def main(paths: list[str]) -> int:
     for key in sorted({file.key for file in files}):
         _report([file for file in files if file.key == key], verdicts)
     total = sum(verdicts.values())
-    print(f"{total} cases: {verdicts['same']} same, {verdicts['differs']} differ as documented, {verdicts['FAULT']} faults")
+    print(
+        f"{total} cases: {verdicts['same']} same, {verdicts['differs']} differ as documented, {verdicts['FAULT']} faults"
+    )
     return 1 if verdicts["FAULT"] else 0
 
 
@@ -36,7 +38,9 @@ def _report(files: list[CaseFile], verdicts: Counter[str]) -> None:
                 found = faults(case, outcomes)
                 verdict = "FAULT" if found else "differs" if case.differs else "same"
                 verdicts[verdict] += 1
-                lines = {name: " | ".join(outcome.lines) or str(dict(outcome.spread)) for name, outcome in outcomes.items()}
+                lines = {
+                    name: " | ".join(outcome.lines) or str(dict(outcome.spread)) for name, outcome in outcomes.items()
+                }
                 same = len(set(lines.values())) == 1
                 print(f"{verdict:8} {case.id}: {lines['remora'] if same else f'{lines}'}")
                 for text in found:

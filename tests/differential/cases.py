@@ -9,7 +9,19 @@ from ruamel.yaml import YAML
 FOLDER: Final = Path(__file__).parent / "cases"
 _FILE_KEYS: Final = frozenset(("about", "bootstrap", "backends", "cases"))
 _CASE_KEYS: Final = frozenset(
-    ("name", "listener", "hello", "announce", "backend", "script", "expect", "attempts", "differs", "spread", "patience")
+    (
+        "name",
+        "listener",
+        "hello",
+        "announce",
+        "backend",
+        "script",
+        "expect",
+        "attempts",
+        "differs",
+        "spread",
+        "patience",
+    )
 )
 
 

@@ -12,6 +12,7 @@ import re
 import socket
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from tests.differential import script, wire
@@ -37,6 +38,8 @@ RESPONSE_NOISE: Final = {
     "x-envoy-upstream-service-time": "how long the upstream took; ours is in the metrics",
 }
 """The same for response headers."""
+OWN_TEXT: Final = ("grpc-message", "content-length")
+"""What an answer of the engine's own is not compared in, nor in the text for people that goes with an HTTP status: ours always says why."""
 
 
 @dataclass
@@ -48,6 +51,8 @@ class Outcome:
     detail: dict[str, Any] = field(default_factory=dict)
     """Everything that is compared."""
     attempts: dict[str, int] = field(default_factory=dict)
+    has_silent_errors: bool = False
+    """The engine itself refused a gRPC call without saying why."""
     spread: Counter[str] = field(default_factory=Counter)
 
 
@@ -186,7 +191,9 @@ class Client:
             backend = self._backends[name]
             end = asyncio.get_running_loop().time() + self._case.patience
             while len(backend.requests) < count:
-                assert asyncio.get_running_loop().time() < end, f"{self._case.id}: {name} saw {len(backend.requests)} requests"
+                assert asyncio.get_running_loop().time() < end, (
+                    f"{self._case.id}: {name} saw {len(backend.requests)} requests"
+                )
                 await asyncio.sleep(0.005)
 
     async def _ping(self, conn: Wire) -> None:
@@ -238,24 +245,28 @@ class Client:
 
     async def _settle(self) -> None:
         for conn in self._conns:
-            await self._wait(conn, lambda conn=conn: all(s.is_over for s in conn.streams.values() if s.have_ended))
-            await self._ping(conn)
-            if conn.goaway is not None and conn.goaway[1]:
-                await conn.until(lambda conn=conn: conn.is_closed, CLOSE_TIMEOUT_S)
+            await self._settle_client(conn)
         has_open = any(not seen.is_over for conn in self._conns for seen in conn.streams.values())
+        timeout_s = 0.1 if has_open else UPSTREAM_TIMEOUT_S
         for backend in self._backends.values():
             for request in backend.requests:
-                seen = request.seen
-                await request.conn.until(lambda seen=seen: seen.is_done, 0.1 if has_open else UPSTREAM_TIMEOUT_S)
+                await request.conn.until(partial(_is_done, request.seen), timeout_s)
+
+    async def _settle_client(self, conn: Wire) -> None:
+        await self._wait(conn, lambda: all(seen.is_over for seen in conn.streams.values() if seen.have_ended))
+        await self._ping(conn)
+        if conn.goaway is not None and conn.goaway[1]:
+            await conn.until(lambda: conn.is_closed, CLOSE_TIMEOUT_S)
 
     def _outcome(self) -> Outcome:
         outcome = Outcome(lines=list(self._texts), spread=self._spread)
-        from_backends = {name for name in self._backends}
         streams = []
         for number, conn in enumerate(self._conns, 1):
             for seen in conn.streams.values():
                 outcome.lines.append(f"{seen.id}: {_ending(seen)}")
-                streams.append(_response(seen, from_backends))
+                if seen.header("grpc-status") is not None and seen.header("x-from") is None:
+                    outcome.has_silent_errors |= not seen.header("grpc-message")
+                streams.append(_response(seen, set(self._backends)))
             ending = _connection(conn)
             if ending:
                 outcome.lines.append(f"connection{f' {number}' if len(self._conns) > 1 else ''}: {ending}")
@@ -270,6 +281,10 @@ class Client:
             },
         }
         return outcome
+
+
+def _is_done(seen: Seen) -> bool:
+    return seen.is_done
 
 
 def _http1_status(data: bytes) -> str:
@@ -287,7 +302,9 @@ def _ending(seen: Seen) -> str:
         if seen.header("x-from") is not None:
             words.append(f"from {seen.header('x-from')}")
     if seen.reset is not None:
-        words.append(f"RST {wire.code_name(seen.reset)}")
+        # Behind a whole answer NO_ERROR asks for the rest of a request not to be sent; whether any was under way is chance.
+        if seen.reset or not seen.is_ended or not seen.have_ended:
+            words.append(f"RST {wire.code_name(seen.reset)}")
     elif seen.have_reset:
         words.append("cancelled")
     elif seen.is_cut:
@@ -309,22 +326,22 @@ def _connection(conn: Wire) -> str:
 
 
 def _response(seen: Seen, backends: set[str]) -> dict[str, Any]:
-    """A stream in full, for comparison. Texts that an engine wrote itself count as present or absent."""
+    """A stream in full, for comparison, without the texts that an engine wrote itself."""
     is_own = seen.header("x-from") not in backends
-    drop = {*RESPONSE_NOISE, *(("content-length",) if is_own else ())}
+    drop = {*RESPONSE_NOISE, *(OWN_TEXT if is_own else ())}
 
     def kept(fields: Fields | None) -> Fields | None:
         if fields is None:
             return None
-        return [
-            (name, "(a text)" if is_own and name == "grpc-message" else value) for name, value in fields if name not in drop
-        ]
+        return [(name, value) for name, value in fields if name not in drop]
 
     body = bytes(seen.data)
+    if is_own and seen.header("grpc-status") is None:
+        body, drop = b"", {*drop, "content-type"}
     return {
         "informational": [kept(fields) for fields in seen.informational],
         "headers": kept(seen.headers),
-        "data": (b"(a text)" if body else b"") if is_own else body,
+        "data": body,
         "trailers": kept(seen.trailers),
         "ending": _ending(seen),
     }
@@ -333,10 +350,11 @@ def _response(seen: Seen, backends: set[str]) -> dict[str, Any]:
 def _upstream(seen: Seen) -> dict[str, Any]:
     """A request as the backend saw it."""
     return {
-        "headers": [field for field in seen.headers or [] if field[0] not in REQUEST_NOISE],
+        "pseudo": sorted(field for field in seen.headers or [] if field[0].startswith(":")),
+        "headers": [field for field in seen.headers or [] if field[0][:1] != ":" and field[0] not in REQUEST_NOISE],
         "data": bytes(seen.data),
         "trailers": seen.trailers,
         "ended": seen.is_ended,
-        "reset": None if seen.reset is None else wire.code_name(seen.reset),
+        "reset": seen.reset is not None,
         "cut": seen.is_cut,
     }

@@ -57,11 +57,11 @@ def launch(name: str, bootstrap: Any, folder: Path) -> Engine:
 def wait_ready(engine: Engine, ports: list[int]) -> None:
     """Wait until every port is listened on. Raises AssertionError with the engine's log."""
     for port in ports:
-        eventually(
-            lambda port=port: _accepts(port) or not engine.is_running,
-            timeout_s=START_TIMEOUT_S,
-            message=f"{engine.name} does not listen on {port}",
-        )
+
+        def is_settled(port: int = port) -> bool:
+            return _accepts(port) or not engine.is_running
+
+        eventually(is_settled, timeout_s=START_TIMEOUT_S, message=f"{engine.name} does not listen on {port}")
         assert engine.is_running, f"{engine.name} ended with {engine.process.returncode}:\n{engine.log.read_text()}"
 
 

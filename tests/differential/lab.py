@@ -47,7 +47,9 @@ class Rig:
         self.folder = folder
         folder.mkdir()
         self.bootstrap = fill(file.bootstrap, self.ports)
-        self.listeners = [self.ports[name] for name in names if name not in self.backends and not name.startswith("dead")]
+        self.listeners = [
+            self.ports[name] for name in names if name not in self.backends and not name.startswith("dead")
+        ]
         self._held: list[socket.socket] = []
         self.engine: Engine | None = None
 

@@ -24,8 +24,9 @@ def fields(items: Any) -> Fields:
         if isinstance(item, list):
             found += fields(item)
         elif isinstance(item, dict):  # for what is hard to write as text: {name: x, value: y, times: n}
-            name, value = str(item["name"]), str(item.get("value", ""))
-            found.append((name * int(item.get("name_times", 1)), value * int(item.get("times", 1))))
+            told: dict[str, Any] = item
+            name, value = str(told["name"]), str(told.get("value", ""))
+            found.append((name * int(told.get("name_times", 1)), value * int(told.get("times", 1))))
         else:
             name, _, value = item[1:].partition(":") if item.startswith(":") else item.partition(":")
             found.append((":" + name if item.startswith(":") else name, value.removeprefix(" ")))
@@ -57,19 +58,24 @@ def _payload(value: Any) -> bytes:
     if isinstance(value, list):
         return wire.plain_block(fields(value))
     if isinstance(value, dict):
-        if "pad" in value:
-            return bytes((int(value["pad"]),)) + _payload(value["of"]) + bytes(int(value.get("bytes", value["pad"])))
-        if "priority" in value:
-            return struct.pack(">IB", int(value["priority"]), 15) + _payload(value["of"])
-        if "block" in value:
-            whole = _payload(value["block"])
-            return whole[int(value.get("from", 0)) : int(value.get("to", len(whole)))]
-        if "last" in value:
-            return struct.pack(">II", int(value["last"]), CODES.index(value["code"]))
-        if value.keys() <= wire.SETTINGS.keys():
-            return b"".join(struct.pack(">HI", wire.SETTINGS[name], int(number)) for name, number in value.items())
-        return body(value)
+        return _part(value)
     return bytes(value, "utf-8") if value not in CODES else struct.pack(">I", CODES.index(value))
+
+
+def _part(value: dict[str, Any]) -> bytes:
+    """The payloads that have a form of their own."""
+    if "pad" in value:
+        return bytes((int(value["pad"]),)) + _payload(value["of"]) + bytes(int(value.get("bytes", value["pad"])))
+    if "priority" in value:
+        return struct.pack(">IB", int(value["priority"]), 15) + _payload(value["of"])
+    if "block" in value:
+        whole = _payload(value["block"])
+        return whole[int(value.get("from", 0)) : int(value.get("to", len(whole)))]
+    if "last" in value:
+        return struct.pack(">II", int(value["last"]), CODES.index(value["code"]))
+    if value.keys() <= wire.SETTINGS.keys():
+        return b"".join(struct.pack(">HI", wire.SETTINGS[name], int(number)) for name, number in value.items())
+    return body(value)
 
 
 def frame(item: Any, own_stream: int = 0) -> bytes:

@@ -64,7 +64,9 @@ def frame(kind: str | int, stream_id: int = 0, flags: int = 0, payload: bytes = 
 
 def settings(values: dict[str, int]) -> bytes:
     """A SETTINGS frame from names and values."""
-    return frame("SETTINGS", payload=b"".join(struct.pack(">HI", SETTINGS[name], value) for name, value in values.items()))
+    return frame(
+        "SETTINGS", payload=b"".join(struct.pack(">HI", SETTINGS[name], value) for name, value in values.items())
+    )
 
 
 def code_name(code: int) -> str:
