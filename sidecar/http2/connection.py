@@ -267,12 +267,12 @@ class Connection:
                         continue
                 try:
                     self._rare_frame(kind, flags, stream_id & 0x7FFFFFFF, data[start:end], now)
-                except StreamError as error:
-                    if self._is_idle(error.stream_id):
+                except StreamError as fault:
+                    if self._is_idle(fault.stream_id):
                         raise ProtocolError(
-                            error.code, str(error)
+                            fault.code, str(fault)
                         ) from None  # there is nothing yet that could be reset
-                    self._fail_stream(error.stream_id, error.code)
+                    self._fail_stream(fault.stream_id, fault.code)
                 if self.close_reason:
                     return
         except ProtocolError as error:

@@ -179,8 +179,8 @@ class Upstream(Handler, Peer):
         except HeaderError as error:
             self.conn.fail(ErrorCode.COMPRESSION_ERROR, str(error))
             return None
-        except (Malformed, TooLarge) as error:
-            self._reject(stream, call, f"a malformed response: {error}")
+        except (Malformed, TooLarge) as fault:
+            self._reject(stream, call, f"a malformed response: {fault}")
             return None
         if len(self._memo) >= MAX_MEMO:
             self._memo.clear()
