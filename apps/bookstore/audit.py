@@ -234,13 +234,13 @@ def table(report: Report) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """The exit code."""
+def main(arguments: Sequence[str]) -> int:
+    """The exit code; 2 by way of SystemExit if the arguments cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m apps.bookstore.audit", description="Count money and books.")
     parser.add_argument("--dir", type=Path, required=True, help="directory of the databases")
     parser.add_argument("--settled", action="store_true", help="an order that is still open is wrong, too")
     parser.add_argument("-o", choices=["table", "json"], default="table", dest="output", help="default: table")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     try:
         report = audit(given.dir)
     except DatabaseAway as error:
@@ -254,4 +254,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -58,7 +58,7 @@ def open_read_only(path: Path) -> Engine:
     def connect() -> sqlite3.Connection:
         return sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
 
-    engine = create_engine("sqlite://", creator=connect)
+    engine = create_engine(f"sqlite:///{path}", creator=connect)
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     return engine
 
@@ -95,7 +95,7 @@ def _within(engine: Engine, only_reads: bool, work: Callable[[Connection], T]) -
 
 
 def _name(engine: Engine) -> str:
-    return Path(engine.url.database or "").name or "database"
+    return Path(engine.url.database or "").name
 
 
 class Database:

@@ -5,6 +5,7 @@ The services do the same when they start; this is for a shelf of another size, o
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,12 +32,12 @@ def seed(directory: Path, copies: int = DEFAULT_COPIES) -> None:
             engine.dispose()
 
 
-def main() -> int:
-    """The exit code."""
+def main(arguments: Sequence[str]) -> int:
+    """The exit code; 2 by way of SystemExit if the arguments cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m apps.bookstore.seed", description="Fill the shelves.")
     parser.add_argument("--dir", type=Path, required=True, help="directory of the databases")
     parser.add_argument("--copies", type=int, default=DEFAULT_COPIES, help="of each title (default: %(default)s)")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if not 0 <= given.copies <= MOST_COPIES:
         parser.error(f"--copies: {given.copies} is out of range; 0 to {MOST_COPIES} is needed")
     try:
@@ -48,4 +49,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
