@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from hpack import Decoder
 from hpack.exceptions import HPACKError
-from mypy_extensions import mypyc_attr, trait
+from mypy_extensions import mypyc_attr
 
 from sidecar.http2 import frames, headers
 from sidecar.http2.frames import HEAD, HEAD_SIZE, ErrorCode
@@ -91,10 +91,9 @@ class Stream:
         self.call: Any = None
 
 
-@trait
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Handler:
-    """Who is told. A trait, not a Protocol, so that compiled code calls it without a look-up. A call may send on this connection or any other, and may reset the stream."""
+    """Who is told. A class, not a Protocol, so that compiled code calls it without a look-up. A call may send on this connection or any other, and may reset the stream."""
 
     def on_request(self, stream: Stream, block: bytes, ended: bool) -> None:
         """A client opened a stream (role SERVER)."""

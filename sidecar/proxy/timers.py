@@ -4,12 +4,11 @@ import asyncio
 from time import monotonic
 from typing import Final
 
-from mypy_extensions import mypyc_attr, trait
+from mypy_extensions import mypyc_attr
 
 SLOT_S: Final = 0.01
 
 
-@trait
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Timed:
     """What waits for a deadline."""

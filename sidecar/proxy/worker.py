@@ -4,14 +4,13 @@ import asyncio
 from random import Random
 from time import monotonic
 
-from mypy_extensions import mypyc_attr, trait
+from mypy_extensions import trait
 
 from sidecar.proxy.timers import TimerWheel
 from sidecar.telemetry.stats import Stats
 
 
 @trait
-@mypyc_attr(allow_interpreted_subclasses=True)
 class Peer:
     """A connection that gathers output."""
 
