@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from sidecar.policy.balance import Balancer, LeastRequest, RandomChoice, RoundRobin, WeightedRoundRobin
 from sidecar.proxy.config import Balance, ClusterConfig, EndpointConfig
+from sidecar.proxy.connect import ConnectError, connect
 from sidecar.proxy.status import Status
 from sidecar.proxy.upstream import Upstream
 from sidecar.proxy.worker import Worker
@@ -78,14 +79,9 @@ class Endpoint:
         up = Upstream(self, worker, cluster.config.http2)
         reason = ""
         try:
-            async with asyncio.timeout(cluster.config.connect_timeout_s):
-                await worker.loop.create_connection(
-                    lambda: cast(asyncio.BaseProtocol, up), self.config.host, self.config.port
-                )
-        except TimeoutError:
-            reason = f"no connection to {self} within {cluster.config.connect_timeout_s:g} s"
-        except OSError as error:
-            reason = f"no connection to {self}: {(error.strerror or str(error)).lower()}"
+            await connect(cluster.config, self.config, lambda: cast(asyncio.BaseProtocol, up))
+        except ConnectError as error:
+            reason = str(error)
         finally:
             self._connecting = None
         if reason:

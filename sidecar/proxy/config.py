@@ -17,6 +17,75 @@ class Balance(Enum):
     LEAST_REQUEST = "least_request"
 
 
+class Secret:
+    """Bytes that no log, dump or traceback shows. Compared and hashed by value."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: bytes) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return "(secret)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self.value == other.value
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+
+class TlsVersion(Enum):
+    """What may be spoken; older ones are not (Envoy: tls.v3.TlsParameters)."""
+
+    V1_2 = "TLSv1_2"
+    V1_3 = "TLSv1_3"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsCertificate:
+    """What this side shows (Envoy: tls.v3.TlsCertificate), as PEM."""
+
+    chain: bytes
+    key: Secret
+
+
+@dataclass(frozen=True, slots=True)
+class SanMatch:
+    """A name that the peer's certificate may be for (Envoy: tls.v3.SubjectAltNameMatcher). One of the four forms is set."""
+
+    kind: str
+    """DNS, URI, EMAIL or IP_ADDRESS."""
+    exact: str | None = None
+    prefix: str | None = None
+    suffix: str | None = None
+    regex: str | None = None
+    ignore_case: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """TLS on a listener or to a cluster (Envoy: tls.v3.DownstreamTlsContext, UpstreamTlsContext).
+
+    Certificates, keys and CAs are values: a rotated one makes a new configuration.
+    """
+
+    certificates: tuple[TlsCertificate, ...] = ()
+    """At least one on a listener; one for each kind of key."""
+    trusted_ca: bytes = b""
+    """PEM; whom the peer's chain must lead to. Empty: on a listener clients are not asked, to a cluster anybody is taken."""
+    sans: tuple[SanMatch, ...] = ()
+    """One of these must be in the peer's certificate; empty for any. Needs `trusted_ca`."""
+    alpn: tuple[str, ...] = ()
+    """Protocols in the order of preference; to an HTTP/2 cluster `h2` if none is given."""
+    minimum: TlsVersion = TlsVersion.V1_2
+    maximum: TlsVersion = TlsVersion.V1_3
+    requires_client_certificate: bool = False
+    """A listener's clients must show a certificate; otherwise one that is shown must be good."""
+    sni: str = ""
+    """The name that is sent to an endpoint; empty sends none."""
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointConfig:
     """One address behind a cluster (Envoy: endpoint.v3.LbEndpoint)."""
@@ -54,6 +123,8 @@ class ClusterConfig:
     panic_threshold: float = 0.5
     """When the usable share of the endpoints is below this, all are used (Envoy: common_lb_config.healthy_panic_threshold)."""
     http2: Settings = field(default_factory=Settings)
+    tls: TlsConfig | None = None
+    """How endpoints are spoken to; None is plain text (Envoy: transport_socket)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +213,15 @@ class LocalRateLimit:
     """Refuse with RESOURCE_EXHAUSTED instead of UNAVAILABLE."""
 
 
+class Codec(Enum):
+    """Which HTTP a listener speaks (Envoy: HttpConnectionManager.codec_type)."""
+
+    AUTO = "auto"
+    """As ALPN said, or as the first bytes say."""
+    HTTP1 = "http1"
+    HTTP2 = "http2"
+
+
 @dataclass(frozen=True, slots=True)
 class HttpManager:
     """How HTTP is spoken on a listener (Envoy: HttpConnectionManager)."""
@@ -153,6 +233,7 @@ class HttpManager:
     filters: tuple[LocalRateLimit, ...] = ()
     """In order; the router is always last and not listed."""
     takes_connect: bool = False
+    codec: Codec = Codec.AUTO
     http2: Settings = field(default_factory=Settings)
     stream_idle_timeout_s: float = 300.0
     """A stream without a byte for so long is ended; 0 is never."""
@@ -167,15 +248,80 @@ class Direction(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class TcpProxy:
+    """Bytes to one cluster and back, whatever they say (Envoy: extensions.filters.network.tcp_proxy.v3.TcpProxy)."""
+
+    stat_prefix: str
+    cluster: str
+    idle_timeout_s: float = 3600.0
+    """A connection on which neither side sends for so long is closed; 0 is never."""
+    max_connect_attempts: int = 1
+    """Endpoints that are tried, one after the other, before the client's connection is closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainMatch:
+    """Which connections a filter chain takes (Envoy: listener.v3.FilterChainMatch). What is empty takes all."""
+
+    server_names: tuple[str, ...] = ()
+    """Of TLS (SNI), lower case; `*.example.com` takes every name under it."""
+    transport: str = ""
+    """`tls` or `raw_buffer`."""
+    applications: tuple[str, ...] = ()
+    """From ALPN, or as the HTTP inspector found: `h2c`, `http/1.1`, `http/1.0`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilterChain:
+    """What is spoken on connections of one kind (Envoy: listener.v3.FilterChain). One of `manager` and `tcp` is set."""
+
+    name: str = ""
+    match: ChainMatch = ChainMatch()
+    manager: HttpManager | None = None
+    tcp: TcpProxy | None = None
+    tls: TlsConfig | None = None
+    """None is plain text (Envoy: transport_socket)."""
+
+    @property
+    def stat_prefix(self) -> str:
+        """Label of metrics."""
+        return self.manager.stat_prefix if self.manager is not None else self.tcp.stat_prefix if self.tcp else ""
+
+
+@dataclass(frozen=True, slots=True)
 class ListenerConfig:
     """A socket, or an internal address, with what is spoken there (Envoy: listener.v3.Listener)."""
 
     name: str
-    manager: HttpManager
+    chains: tuple[FilterChain, ...]
+    """Each takes what matches it; the most specific match wins, in the order server name, transport, application."""
+    default_chain: FilterChain | None = None
+    """For connections that none of `chains` takes; None closes them."""
+    inspects_tls: bool = False
+    """Read a TLS client's hello before choosing a chain (Envoy: tls_inspector)."""
+    inspects_http: bool = False
+    """Read the first line before choosing a chain (Envoy: http_inspector)."""
+    inspect_timeout_s: float = 15.0
+    """A client that has not said by then what it speaks is closed, or see `goes_on_after_timeout`; 0 waits for ever (Envoy: listener_filters_timeout)."""
+    goes_on_after_timeout: bool = False
+    """Choose by what is known then: for protocols in which the server speaks first (Envoy: continue_on_listener_filters_timeout)."""
+    buffer_limit: int = 64 * 1024
+    """Bytes that wait for a client's socket before data is held back (Envoy: per_connection_buffer_limit_bytes, there 1 MiB if unset)."""
     host: str = ""
     port: int = 0
     is_internal: bool = False
     direction: Direction = Direction.UNSPECIFIED
+
+    @property
+    def all_chains(self) -> tuple[FilterChain, ...]:
+        """Every chain, the default one last."""
+        return self.chains if self.default_chain is None else (*self.chains, self.default_chain)
+
+    @property
+    def rds_names(self) -> tuple[str, ...]:
+        """Route tables that must come from the control plane."""
+        managers = (chain.manager for chain in self.all_chains)
+        return tuple(manager.rds_name for manager in managers if manager is not None and manager.rds_name is not None)
 
 
 @dataclass(frozen=True, slots=True)

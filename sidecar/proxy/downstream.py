@@ -40,7 +40,7 @@ class Downstream(Handler, Peer):
         self.calls = 0
         self.is_dirty = False
         self._is_lingering = False
-        self._cache = cache
+        self.cache = cache
         self._seen: dict[bytes, None] = {}
         self._transport: asyncio.Transport | None = None
         self._lengths: dict[int, int] = {}
@@ -128,10 +128,10 @@ class Downstream(Handler, Peer):
     # -- HTTP/2 -------------------------------------------------------------------------------------
 
     def on_request(self, stream: Stream, block: bytes, ended: bool) -> None:
-        plan = self._cache.exact.get(block)
+        plan = self.cache.exact.get(block)
         if plan is None:
             try:
-                plan = self._cache.plan(block, self._seen)
+                plan = self.cache.plan(block, self._seen)
             except HeaderError as error:
                 self.conn.fail(ErrorCode.COMPRESSION_ERROR, str(error))
                 return

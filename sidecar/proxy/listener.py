@@ -1,24 +1,17 @@
-"""Listening sockets, and what a new connection speaks: HTTP/2, or CONNECT to a listener of this process.
-
-A CONNECT (RFC 9110 §9.3.6) comes from a gRPC client that was told `grpc_proxy`: its route leads to an internal listener, and the rest
-of the connection is HTTP/2 for the names of the mesh.
-"""
+"""Listening sockets: their connections, their filter chains, their end."""
 
 import asyncio
-import socket
 from collections.abc import Callable
 from typing import Final, cast
 
-from sidecar.proxy.config import ListenerConfig
-from sidecar.proxy.decision import DecisionCache
+from sidecar.proxy import chain as chains
+from sidecar.proxy.accepted import Accepted
+from sidecar.proxy.chain import Chain
+from sidecar.proxy.config import FilterChain, ListenerConfig
 from sidecar.proxy.downstream import Downstream
-from sidecar.proxy.route import Request, Router
+from sidecar.proxy.route import Request
 from sidecar.proxy.worker import Worker
 
-MAX_HEAD: Final = 16 * 1024
-"""Bytes of a CONNECT request's head."""
-DETECT_TIMEOUT_S: Final = 15.0
-"""A connection that has not said what it speaks by then is closed."""
 BACKLOG: Final = 1024
 MAX_CONNECTIONS: Final = 10_000
 """Of one listener; one more is closed at once, the old ones live."""
@@ -34,10 +27,11 @@ class Listener:
     def __init__(self, config: ListenerConfig, worker: Worker, internal: Callable[[str], "Listener | None"]) -> None:
         self.config = config
         self.worker = worker
-        self.cache = DecisionCache(worker.stats, worker.chance)
+        self.chains: dict[str, Chain] = {}
+        """By name, or by place for those that have none."""
         self.downstreams: set[Downstream] = set()
         self.accepted: set[Accepted] = set()
-        self.router: Router | None = None
+        self._default: Chain | None = None
         self._internal = internal
         self._server: asyncio.Server | None = None
 
@@ -61,6 +55,32 @@ class Listener:
         """Where it listens; differs from the configuration if that says 0."""
         return cast(int, self._server.sockets[0].getsockname()[1]) if self._server else 0
 
+    def update(self, config: ListenerConfig) -> list[Chain]:
+        """Take over a configuration; the chains, which the caller makes ready. Connections of chains that are gone are drained."""
+        self.config = config
+        old, self.chains = self.chains, {}
+        for number, wanted in enumerate(config.chains):
+            self._take_over(wanted.name or str(number), wanted, old)
+        self._default = None
+        if config.default_chain is not None:
+            self._default = self._take_over("default", config.default_chain, old)
+        if old:
+            gone = {id(chain.cache) for chain in old.values()}
+            for downstream in [each for each in self.downstreams if id(each.cache) in gone]:
+                downstream.drain()
+        return list(self.chains.values())
+
+    def _take_over(self, name: str, wanted: FilterChain, old: dict[str, Chain]) -> Chain:
+        chain = old.pop(name, None) or Chain(wanted, self.worker)
+        chain.update(wanted)
+        self.chains[name] = chain
+        return chain
+
+    def find(self, server_name: str, transport: str, applications: tuple[str, ...]) -> Chain | None:
+        """The chain that takes a connection."""
+        ordinary = [chain for chain in self.chains.values() if chain is not self._default]
+        return chains.find(ordinary, server_name, transport, applications) or self._default
+
     def stop_accepting(self) -> None:
         """Take no new connections."""
         if self._server is not None:
@@ -80,111 +100,36 @@ class Listener:
         """Calls that run."""
         return sum(downstream.calls for downstream in self.downstreams)
 
-    def serve(self, transport: asyncio.Transport, data: bytes) -> None:
-        """Speak HTTP/2 on an accepted socket."""
-        config = self.config
-        prefix = config.manager.stat_prefix
-        stats = self.worker.stats.of_calls(prefix, "", "")
-        Downstream(self, self.worker, self.cache, stats, config.manager.http2).adopt(transport, data)
+    @property
+    def connections(self) -> int:
+        """Connections that are open."""
+        return len(self.downstreams) + len(self.accepted)
 
-    def tunnel_target(self, authority: str) -> "Listener | None":
+    @property
+    def is_full(self) -> bool:
+        """True if one more connection is too many."""
+        return self.connections >= MAX_CONNECTIONS
+
+    def serve_http2(self, chain: Chain, transport: asyncio.Transport, data: bytes) -> None:
+        """Speak HTTP/2 on an accepted socket."""
+        manager = chain.config.manager
+        assert manager is not None
+        stats = self.worker.stats.of_calls(manager.stat_prefix, "", "")
+        Downstream(self, self.worker, chain.cache, stats, manager.http2).adopt(transport, data)
+
+    def tunnel_target(self, chain: Chain, authority: str) -> "Listener | None":
         """The internal listener to which a CONNECT for this authority leads."""
-        if self.router is None:
+        if chain.router is None:
             return None
-        found = self.router.find(Request(b"CONNECT", b"", authority.encode("latin-1"), {}))
+        found = chain.router.find(Request(b"CONNECT", b"", authority.encode("latin-1"), {}))
         if found is None:
             return None
         return self._internal(found[1].clusters[0][0])
 
-
-class Accepted(asyncio.Protocol):
-    """A new connection, until it is known what it speaks."""
-
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
-        self._transport: asyncio.Transport | None = None
-        self._data = b""
-        self._timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        listener = self._listener
-        self._transport = cast(asyncio.Transport, transport)
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if len(listener.downstreams) + len(listener.accepted) >= MAX_CONNECTIONS:
-            listener.worker.stats.connections_refused += 1
-            self._transport.abort()
+    def serve_tunnel(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Speak HTTP/2 behind a CONNECT that led to this internal listener."""
+        chain = self.find("", chains.RAW, ())
+        if chain is None or chain.config.manager is None:
+            transport.close()
             return
-        listener.accepted.add(self)
-        self._timer = listener.worker.loop.call_later(DETECT_TIMEOUT_S, self.close)
-
-    def data_received(self, data: bytes) -> None:
-        self._data += data
-        transport = self._transport
-        assert transport is not None
-        if self._data.startswith(b"PRI * HTTP/2"):
-            self._leave()
-            self._listener.serve(transport, self._data)
-        elif b"PRI * HTTP/2".startswith(self._data):
-            return
-        elif b"\r\n\r\n" in self._data:
-            self._on_head()
-        elif len(self._data) > MAX_HEAD:
-            self._refuse(431, f"the request's head is over {MAX_HEAD} bytes")
-        elif not self._data[:1].isupper():
-            self.close()
-
-    def _on_head(self) -> None:
-        """An HTTP/1.1 request: CONNECT, or something that is not spoken here."""
-        head, _, rest = self._data.partition(b"\r\n\r\n")
-        words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
-        if len(words) != 3 or not words[2].startswith("HTTP/1."):
-            self.close()  # not HTTP/1.1 either: whatever it is, it would not understand an answer
-            return
-        method, target, _ = words
-        if method != "CONNECT":
-            self._refuse(505, "this listener speaks HTTP/2 with prior knowledge, and CONNECT")
-            return
-        if not self._listener.config.manager.takes_connect:
-            self._refuse(403, "CONNECT is not allowed on this listener")
-            return
-        host, _, port = target.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
-            self._refuse(400, f'CONNECT needs HOST:PORT, not "{target[:200]}"')
-            return
-        listener = self._listener.tunnel_target(target)
-        if listener is None:
-            self._refuse(503, f'no way to "{target[:200]}"')
-            return
-        transport = self._transport
-        assert transport is not None
-        self._leave()
-        transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        listener.serve(transport, rest)
-
-    def _refuse(self, status: int, text: str) -> None:
-        transport = self._transport
-        assert transport is not None
-        body = text.encode() + b"\n"
-        transport.write(
-            b"HTTP/1.1 %d Refused\r\ncontent-type: text/plain\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
-            % (status, len(body), body)
-        )
-        self._listener.worker.stats.protocol_errors += 1
-        self.close()
-
-    def _leave(self) -> None:
-        self._listener.accepted.discard(self)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def close(self) -> None:
-        """End the connection."""
-        self._leave()
-        if self._transport is not None:
-            self._transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._leave()
+        self.serve_http2(chain, transport, data)

@@ -6,18 +6,22 @@ its connections, whatever happens to its endpoints.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from time import monotonic
 from typing import Final
 
+from sidecar.proxy.chain import Chain
 from sidecar.proxy.cluster import Cluster
-from sidecar.proxy.config import Configuration, Direction, ListenerConfig, RouteTable
+from sidecar.proxy.config import Configuration, Direction, HttpManager, ListenerConfig, RouteTable
 from sidecar.proxy.limit import Limit
 from sidecar.proxy.listener import Listener
 from sidecar.proxy.route import Router
 from sidecar.proxy.worker import Worker
 
 DRAIN_POLL_S: Final = 0.02
+
+_Key = tuple[str, int]
+"""A filter chain: its listener's name, and its place there."""
 
 
 class Proxy:
@@ -28,8 +32,8 @@ class Proxy:
         self.configuration = Configuration()
         self.listeners: dict[str, Listener] = {}
         self.clusters: dict[str, Cluster] = {}
-        self._routers: dict[str, Router] = {}
-        self._limits: dict[str, tuple[Limit, ...]] = {}
+        self._routers: dict[_Key, Router] = {}
+        self._limits: dict[_Key, tuple[Limit, ...]] = {}
 
     async def apply(self, configuration: Configuration) -> None:
         """Swap in a configuration. Raises ListenError if an address cannot be had; then nothing has changed."""
@@ -49,58 +53,65 @@ class Proxy:
     def _swap(self, configuration: Configuration, opened: dict[str, Listener]) -> None:
         previous, self.configuration = self.configuration, configuration
         tables = {table.name: table for table in configuration.route_tables}
-        routers: dict[str, Router | None] = {}
-        for config in configuration.listeners:
-            manager = config.manager
-            table = manager.routes if manager.rds_name is None else tables.get(manager.rds_name)
-            routers[config.name] = self._router(config.name, table)
-        self._swap_clusters(previous, configuration, routers)
         for name, listener in list(self.listeners.items()):
-            if name in opened or name not in routers:
+            if name in opened or all(name != config.name for config in configuration.listeners):
                 listener.drain()
                 del self.listeners[name]
         self.listeners.update(opened)
-        for config in configuration.listeners:
-            listener = self.listeners[config.name]
-            listener.config = config
-            listener.router = routers[config.name]
-            listener.cache.what_is_missing = (
-                f'the routes "{config.manager.rds_name}" have not come from the control plane yet (flag NR)'
-            )
-            listener.cache.reconfigure(routers[config.name], self.clusters, self._limits_of(config))
+        ready = [(config, self.listeners[config.name].update(config)) for config in configuration.listeners]
+        routers: dict[_Key, Router] = {}
+        for config, chains in ready:
+            for number, chain in enumerate(chains):
+                manager = chain.config.manager
+                if manager is not None:
+                    table = manager.routes if manager.rds_name is None else tables.get(manager.rds_name)
+                    chain.router = self._router((config.name, number), table, routers)
+        self._routers = routers
+        self._swap_clusters(previous, configuration, ready)
+        limits: dict[_Key, tuple[Limit, ...]] = {}
+        for config, chains in ready:
+            for number, chain in enumerate(chains):
+                manager = chain.config.manager
+                if manager is not None:
+                    missing = f'the routes "{manager.rds_name}" have not come from the control plane yet (flag NR)'
+                    chain.cache.what_is_missing = missing
+                    key = (config.name, number)
+                    limits[key] = self._limits_of(key, manager)
+                    chain.cache.reconfigure(chain.router, self.clusters, limits[key])
+        self._limits = limits
 
-    def _router(self, listener: str, table: RouteTable | None) -> Router | None:
+    def _router(self, key: _Key, table: RouteTable | None, fresh: dict[_Key, Router]) -> Router | None:
         """The router for a table; the old one if the table did not change."""
         if table is None:
             return None
-        known = self._routers.get(listener)
+        known = self._routers.get(key)
         if known is None or known.table != table:
-            known = self._routers[listener] = Router(table)
+            known = Router(table)
+        fresh[key] = known
         return known
 
-    def _limits_of(self, config: ListenerConfig) -> tuple[Limit, ...]:
+    def _limits_of(self, key: _Key, manager: HttpManager) -> tuple[Limit, ...]:
         """A limit that did not change keeps its tokens."""
         worker = self.worker
-        old = {limit.config: limit for limit in self._limits.get(config.name, ())}
-        limits = tuple(
+        old = {limit.config: limit for limit in self._limits.get(key, ())}
+        return tuple(
             old.get(limit) or Limit(limit, worker.stats.of_limit(limit.stat_prefix), worker.chance, monotonic())
-            for limit in config.manager.filters
+            for limit in manager.filters
         )
-        self._limits[config.name] = limits
-        return limits
 
     def _swap_clusters(
-        self, previous: Configuration, configuration: Configuration, routers: dict[str, Router | None]
+        self,
+        previous: Configuration,
+        configuration: Configuration,
+        ready: Sequence[tuple[ListenerConfig, Sequence[Chain]]],
     ) -> None:
         directions: dict[str, str] = {}
-        for listener in configuration.listeners:
-            router = routers[listener.name]
-            direction = listener.direction
-            label = direction.value if direction is not Direction.UNSPECIFIED else listener.manager.stat_prefix
-            for host in router.table.virtual_hosts if router else ():
-                for route in host.routes:
-                    for name, _ in route.clusters:
-                        directions.setdefault(name, label)
+        for listener, chains in ready:
+            for chain in chains:
+                direction = listener.direction
+                label = direction.value if direction is not Direction.UNSPECIFIED else chain.config.stat_prefix
+                for name in _cluster_names(chain):
+                    directions.setdefault(name, label)
         endpoints = dict(configuration.endpoints)
         endpoints_before = dict(previous.endpoints)
         clusters: dict[str, Cluster] = {}
@@ -150,6 +161,16 @@ class Proxy:
             listener.stop_accepting()
         for cluster in self.clusters.values():
             cluster.close()
+
+
+def _cluster_names(chain: Chain) -> Iterator[str]:
+    """Every cluster that a chain may send to."""
+    if chain.config.tcp is not None:
+        yield chain.config.tcp.cluster
+    for host in chain.router.table.virtual_hosts if chain.router else ():
+        for route in host.routes:
+            for name, _ in route.clusters:
+                yield name
 
 
 def _same_address(one: ListenerConfig, other: ListenerConfig) -> bool:

@@ -81,6 +81,19 @@ class StatsCollector(Collector):
             "remora_connections_refused", "Connections over the limit of a listener.", value=stats.connections_refused
         )
         yield CounterMetricFamily(
+            "remora_detect_timeouts",
+            "Connections whose client did not say in time what it speaks.",
+            value=stats.detect_timeouts,
+        )
+        yield CounterMetricFamily(
+            "remora_no_filter_chain", "Connections that no filter chain took.", value=stats.no_filter_chain
+        )
+        yield CounterMetricFamily(
+            "remora_tls_handshakes_failed",
+            "TLS handshakes with clients that failed, and clients whose certificate names nobody that may come.",
+            value=stats.handshakes_failed,
+        )
+        yield CounterMetricFamily(
             "remora_decision_misses", "Header blocks that had to be read.", value=stats.decision_misses
         )
         yield CounterMetricFamily(

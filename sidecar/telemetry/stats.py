@@ -70,6 +70,9 @@ class Stats:
     retries: dict[tuple[str, str], int] = field(default_factory=dict)
     """By (service, reason)."""
     connections_refused: int = 0
+    detect_timeouts: int = 0
+    no_filter_chain: int = 0
+    handshakes_failed: int = 0
     protocol_errors: int = 0
     decision_misses: int = 0
     config_rejected: int = 0

@@ -193,9 +193,10 @@ class AdsClient:
         """The names that the clusters or the listeners in force refer to."""
         found: dict[str, None] = {}
         for _, item in self._types[url].resources.values():
-            name = item.eds_name if url == CLUSTER else item.manager.rds_name
-            if name is not None:
-                found[name] = None
+            names = (item.eds_name,) if url == CLUSTER else item.rds_names
+            for name in names:
+                if name is not None:
+                    found[name] = None
         return tuple(sorted(found))
 
     def _trim(self) -> None:

@@ -4,19 +4,22 @@ Each takes a message that `supported.refuse_unsupported` has let through and rai
 """
 
 import ipaddress
-import re
 from typing import Any, Final
 
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import base_pb2, health_check_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 
 from sidecar.http2.connection import Settings
 from sidecar.proxy.config import (
     Balance,
+    ChainMatch,
     ClusterConfig,
+    Codec,
     Direction,
     EndpointConfig,
+    FilterChain,
     HeaderMatch,
     HttpManager,
     ListenerConfig,
@@ -25,9 +28,12 @@ from sidecar.proxy.config import (
     Route,
     RouteMatch,
     RouteTable,
+    TcpProxy,
     VirtualHost,
 )
+from sidecar.xds import tls
 from sidecar.xds.supported import ConfigError, refuse_unsupported, unpack
+from sidecar.xds.values import number_or, regex, seconds, seconds_or
 
 _DENOMINATORS: Final = {0: 100, 1: 10_000, 2: 1_000_000}
 _HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -35,18 +41,6 @@ _UNUSABLE: Final = frozenset((health_check_pb2.UNHEALTHY, health_check_pb2.DRAIN
 _RETRY_CONDITIONS: Final = ("connect-failure", "refused-stream", "reset-before-request")
 MIN_FILL_INTERVAL_S: Final = 0.05
 """Envoy's own bound on a token bucket's fill interval."""
-
-
-def _seconds(duration: Any) -> float:
-    return float(duration.seconds) + float(duration.nanos) / 1e9
-
-
-def _regex(matcher: Any, path: str) -> str:
-    try:
-        re.compile(matcher.regex)
-    except re.error as error:
-        raise ConfigError(f"{path}.regex", f'"{matcher.regex}" is no regular expression: {error} (RMR0104)') from None
-    return str(matcher.regex)
 
 
 def _host_port(address: Any, path: str) -> tuple[str, int]:
@@ -93,23 +87,128 @@ def listener(message: Any) -> ListenerConfig:
     name = message.name
     path = f"listener[{name}]"
     refuse_unsupported(message, path)
-    if len(message.filter_chains) != 1 or len(message.filter_chains[0].filters) != 1:
-        raise ConfigError(f"{path}.filter_chains", "exactly one filter chain with one filter is supported (RMR0106)")
-    packed = message.filter_chains[0].filters[0].typed_config
-    filter_path = f"{path}.filter_chains[0].filters[0].typed_config"
-    manager = unpack(packed, filter_path)
-    if not isinstance(manager, http_connection_manager_pb2.HttpConnectionManager):
-        raise ConfigError(filter_path, "only the HttpConnectionManager is supported (RMR0106)")
+    if not message.filter_chains and not message.HasField("default_filter_chain"):
+        raise ConfigError(f"{path}.filter_chains", "at least one filter chain is needed (RMR0106)")
+    chains = tuple(
+        _filter_chain(chain, f"{path}.filter_chains[{number}]") for number, chain in enumerate(message.filter_chains)
+    )
+    _refuse_twins(chains, path)
+    default_chain = None
+    if message.HasField("default_filter_chain"):
+        default_chain = _filter_chain(message.default_filter_chain, f"{path}.default_filter_chain")
+    inspectors = _inspectors(message.listener_filters, path)
     is_internal = message.HasField("internal_listener")
     host, port = ("", 0) if is_internal else _host_port(message.address, f"{path}.address")
-    direction = {0: Direction.UNSPECIFIED, 1: Direction.INBOUND, 2: Direction.OUTBOUND}[message.traffic_direction]
-    return ListenerConfig(name, http_manager(manager, filter_path), host, port, is_internal, direction)
+    base = ListenerConfig(name, chains)
+    return ListenerConfig(
+        name,
+        chains,
+        default_chain=default_chain,
+        inspects_tls="TlsInspector" in inspectors or any(_needs_hello(chain.match) for chain in chains),
+        inspects_http="HttpInspector" in inspectors,
+        inspect_timeout_s=seconds_or(message, "listener_filters_timeout", base.inspect_timeout_s),
+        goes_on_after_timeout=message.continue_on_listener_filters_timeout,
+        buffer_limit=number_or(message, "per_connection_buffer_limit_bytes", base.buffer_limit),
+        host=host,
+        port=port,
+        is_internal=is_internal,
+        direction={0: Direction.UNSPECIFIED, 1: Direction.INBOUND, 2: Direction.OUTBOUND}[message.traffic_direction],
+    )
+
+
+def _inspectors(filters: Any, path: str) -> list[str]:
+    """Names of the listener filters' types."""
+    found: list[str] = []
+    for number, item in enumerate(filters):
+        place = f"{path}.listener_filters[{number}].typed_config"
+        name = unpack(item.typed_config, place).DESCRIPTOR.name
+        if name not in ("TlsInspector", "HttpInspector"):
+            raise ConfigError(place, f"{name} is no listener filter (RMR0126)")
+        found.append(name)
+    return found
+
+
+def _needs_hello(match: ChainMatch) -> bool:
+    """True if the match can only be decided with a TLS client's hello: the inspector is then there unasked, as in Envoy."""
+    return match.transport == "tls" or bool(match.server_names)
+
+
+def _refuse_twins(chains: tuple[FilterChain, ...], path: str) -> None:
+    seen: dict[tuple[str, str, str], int] = {}
+    for number, chain in enumerate(chains):
+        match = chain.match
+        for server_name in match.server_names or ("",):
+            for application in match.applications or ("",):
+                other = seen.setdefault((server_name, match.transport, application), number)
+                if other != number:
+                    raise ConfigError(
+                        f"{path}.filter_chains[{number}].filter_chain_match",
+                        f"matches the same as chain {other} (RMR0126)",
+                    )
+    names = [chain.name for chain in chains if chain.name]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"{path}.filter_chains", "two chains have the same name (RMR0126)")
+
+
+def _chain_match(message: Any, path: str) -> ChainMatch:
+    if message.transport_protocol not in ("", "tls", "raw_buffer"):
+        raise ConfigError(
+            f"{path}.transport_protocol", f'"{message.transport_protocol}": tls and raw_buffer are supported (RMR0126)'
+        )
+    for number, name in enumerate(message.server_names):
+        if "*" in name and not (name.startswith("*.") and name.count("*") == 1):
+            raise ConfigError(
+                f"{path}.server_names[{number}]", f'"{name}": * stands for whole first labels only (RMR0126)'
+            )
+    return ChainMatch(
+        tuple(name.lower() for name in message.server_names),
+        message.transport_protocol,
+        tuple(message.application_protocols),
+    )
+
+
+def _filter_chain(message: Any, path: str) -> FilterChain:
+    """listener.v3.FilterChain."""
+    if len(message.filters) != 1:
+        raise ConfigError(f"{path}.filters", "exactly one filter is supported (RMR0106)")
+    place = f"{path}.filters[0].typed_config"
+    packed = unpack(message.filters[0].typed_config, place)
+    manager: HttpManager | None = None
+    proxy: TcpProxy | None = None
+    if isinstance(packed, http_connection_manager_pb2.HttpConnectionManager):
+        manager = http_manager(packed, place)
+    elif isinstance(packed, tcp_proxy_pb2.TcpProxy):
+        proxy = _tcp_proxy(packed, place)
+    else:
+        raise ConfigError(place, "the HttpConnectionManager and the TcpProxy are supported (RMR0106)")
+    return FilterChain(
+        name=message.name,
+        match=_chain_match(message.filter_chain_match, f"{path}.filter_chain_match"),
+        manager=manager,
+        tcp=proxy,
+        tls=tls.downstream(message.transport_socket, f"{path}.transport_socket")
+        if message.HasField("transport_socket")
+        else None,
+    )
+
+
+def _tcp_proxy(message: Any, path: str) -> TcpProxy:
+    if message.WhichOneof("cluster_specifier") != "cluster":
+        raise ConfigError(path, "cluster is needed (RMR0112)")
+    base = TcpProxy(message.stat_prefix, message.cluster)
+    return TcpProxy(
+        message.stat_prefix,
+        message.cluster,
+        idle_timeout_s=seconds_or(message, "idle_timeout", base.idle_timeout_s),
+        max_connect_attempts=number_or(message, "max_connect_attempts", base.max_connect_attempts),
+    )
 
 
 def http_manager(message: Any, path: str) -> HttpManager:
     """HttpConnectionManager."""
-    if message.codec_type not in (0, 2):
-        raise ConfigError(f"{path}.codec_type", "AUTO and HTTP2 are supported (RMR0107)")
+    codecs = {0: Codec.AUTO, 1: Codec.HTTP1, 2: Codec.HTTP2}
+    if message.codec_type not in codecs:
+        raise ConfigError(f"{path}.codec_type", "AUTO, HTTP1 and HTTP2 are supported (RMR0107)")
     specifier = message.WhichOneof("route_specifier")
     if specifier is None:
         raise ConfigError(path, "route_config or rds is needed (RMR0108)")
@@ -125,6 +224,7 @@ def http_manager(message: Any, path: str) -> HttpManager:
         rds_name=message.rds.route_config_name if specifier == "rds" else None,
         filters=_http_filters(message.http_filters, path),
         takes_connect=bool(message.upgrade_configs),
+        codec=codecs[message.codec_type],
         http2=_http2(message.http2_protocol_options, f"{path}.http2_protocol_options"),
     )
 
@@ -155,7 +255,7 @@ def _fraction(message: Any) -> float:
 def local_rate_limit(message: Any, path: str) -> LocalRateLimit:
     """extensions.filters.http.local_ratelimit.v3.LocalRateLimit."""
     bucket = message.token_bucket
-    interval = _seconds(bucket.fill_interval)
+    interval = seconds(bucket.fill_interval)
     if not message.HasField("token_bucket") or bucket.max_tokens < 1:
         raise ConfigError(f"{path}.token_bucket.max_tokens", f"{bucket.max_tokens}: at least 1 is needed (RMR0110)")
     if interval < MIN_FILL_INTERVAL_S:
@@ -215,7 +315,7 @@ def _route(message: Any, path: str) -> Route:
         match=_route_match(message.match, f"{path}.match"),
         clusters=clusters,
         name=message.name,
-        timeout_s=_seconds(action.timeout) if action.HasField("timeout") else 15.0,
+        timeout_s=seconds(action.timeout) if action.HasField("timeout") else 15.0,
         retry=_retry(action.retry_policy, f"{path}.route.retry_policy") if action.HasField("retry_policy") else None,
     )
 
@@ -228,7 +328,7 @@ def _route_match(message: Any, path: str) -> RouteMatch:
         case "path":
             return RouteMatch(path=message.path.encode(), headers=headers)
         case "safe_regex":
-            return RouteMatch(regex=_regex(message.safe_regex, f"{path}.safe_regex"), headers=headers)
+            return RouteMatch(regex=regex(message.safe_regex, f"{path}.safe_regex"), headers=headers)
         case "connect_matcher":
             return RouteMatch(connect=True, headers=headers)
     raise ConfigError(path, "prefix, path, safe_regex or connect_matcher is needed (RMR0114)")
@@ -240,6 +340,8 @@ def _header_match(message: Any, path: str) -> HeaderMatch:
     specifier = message.WhichOneof("header_match_specifier")
     if specifier == "string_match":
         string = message.string_match
+        if string.ignore_case:
+            raise ConfigError(f"{path}.string_match.ignore_case", "is not supported here (RMR0114)")
         match string.WhichOneof("match_pattern"):
             case "exact":
                 return HeaderMatch(name, exact=string.exact.encode(), invert=invert)
@@ -249,7 +351,7 @@ def _header_match(message: Any, path: str) -> HeaderMatch:
                 return HeaderMatch(name, suffix=string.suffix.encode(), invert=invert)
             case "safe_regex":
                 return HeaderMatch(
-                    name, regex=_regex(string.safe_regex, f"{path}.string_match.safe_regex"), invert=invert
+                    name, regex=regex(string.safe_regex, f"{path}.string_match.safe_regex"), invert=invert
                 )
         raise ConfigError(f"{path}.string_match", "a pattern is needed (RMR0114)")
     # Envoy: no specifier means that the header is there.
@@ -312,7 +414,7 @@ def cluster(message: Any) -> ClusterConfig:
     limits = _limits(message, path)
     return ClusterConfig(
         name=message.name,
-        connect_timeout_s=_seconds(message.connect_timeout) if message.HasField("connect_timeout") else 5.0,
+        connect_timeout_s=seconds(message.connect_timeout) if message.HasField("connect_timeout") else 5.0,
         balance=policies[message.lb_policy],
         endpoints=endpoints,
         eds_name=eds_name,
@@ -325,6 +427,9 @@ def cluster(message: Any) -> ClusterConfig:
         if message.common_lb_config.HasField("healthy_panic_threshold")
         else 0.5,
         http2=http2,
+        tls=tls.upstream(message.transport_socket, f"{path}.transport_socket")
+        if message.HasField("transport_socket")
+        else None,
     )
 
 

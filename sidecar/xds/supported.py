@@ -15,8 +15,13 @@ from envoy.config.route.v3 import route_pb2
 from envoy.extensions.bootstrap.internal_listener.v3 import internal_listener_pb2
 from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
+from envoy.extensions.filters.listener.http_inspector.v3 import http_inspector_pb2
+from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
+from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
+from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf import any_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
@@ -35,6 +40,11 @@ KNOWN_MODULES: Final = (
     previous_hosts_pb2,
     http_protocol_options_pb2,
     base_pb2,
+    http_inspector_pb2,
+    raw_buffer_pb2,
+    tcp_proxy_pb2,
+    tls_inspector_pb2,
+    tls_pb2,
 )
 
 MAX_DEPTH: Final = 64
@@ -57,6 +67,7 @@ _HCM: Final = "envoy.extensions.filters.network.http_connection_manager.v3."
 _TYPE: Final = "envoy.type.v3."
 _MATCHER: Final = "envoy.type.matcher.v3."
 _UPSTREAM: Final = "envoy.extensions.upstreams.http.v3."
+_TLS: Final = "envoy.extensions.transport_sockets.tls.v3."
 
 OPAQUE: Final = frozenset(
     (
@@ -88,9 +99,26 @@ FIELDS: Final[dict[str, str]] = {
     "override_stream_error_on_invalid_http_message",
     _CORE + "RuntimeFractionalPercent": "default_value runtime_key",
     _CORE + "Locality": "region zone sub_zone",
-    _LISTENER + "Listener": "name address filter_chains internal_listener traffic_direction stat_prefix",
+    _CORE + "TransportSocket": "name typed_config",
+    _CORE + "DataSource": "filename inline_bytes inline_string",
+    _TLS + "DownstreamTlsContext": "common_tls_context require_client_certificate",
+    _TLS + "UpstreamTlsContext": "common_tls_context sni",
+    _TLS + "CommonTlsContext": "tls_params tls_certificates validation_context alpn_protocols",
+    _TLS + "TlsParameters": "tls_minimum_protocol_version tls_maximum_protocol_version",
+    _TLS + "TlsCertificate": "certificate_chain private_key",
+    _TLS + "CertificateValidationContext": "trusted_ca match_typed_subject_alt_names",
+    _TLS + "SubjectAltNameMatcher": "san_type matcher",
+    "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer": "",
+    _LISTENER
+    + "Listener": "name address filter_chains default_filter_chain internal_listener traffic_direction stat_prefix "
+    "listener_filters listener_filters_timeout continue_on_listener_filters_timeout per_connection_buffer_limit_bytes",
     _LISTENER + "Listener.InternalListenerConfig": "",
-    _LISTENER + "FilterChain": "name filters",
+    _LISTENER + "ListenerFilter": "name typed_config",
+    "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector": "",
+    "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector": "",
+    _LISTENER + "FilterChain": "name filters filter_chain_match transport_socket",
+    _LISTENER + "FilterChainMatch": "server_names transport_protocol application_protocols",
+    "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy": "stat_prefix cluster idle_timeout max_connect_attempts",
     _LISTENER + "Filter": "name typed_config",
     _HCM + "HttpConnectionManager": "stat_prefix codec_type rds route_config http_filters upgrade_configs "
     "http2_protocol_options",
@@ -105,7 +133,7 @@ FIELDS: Final[dict[str, str]] = {
     _TYPE + "Percent": "value",
     _MATCHER + "RegexMatcher": "regex google_re2",
     _MATCHER + "RegexMatcher.GoogleRE2": "",
-    _MATCHER + "StringMatcher": "exact prefix suffix safe_regex",
+    _MATCHER + "StringMatcher": "exact prefix suffix safe_regex ignore_case",
     _ROUTE + "RouteConfiguration": "name virtual_hosts",
     _ROUTE + "VirtualHost": "name domains routes",
     _ROUTE + "Route": "name match route",
@@ -121,7 +149,7 @@ FIELDS: Final[dict[str, str]] = {
     _ROUTE + "RetryPolicy.RetryHostPredicate": "name typed_config",
     "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate": "",
     _CLUSTER + "Cluster": "name type connect_timeout lb_policy load_assignment eds_cluster_config circuit_breakers "
-    "typed_extension_protocol_options common_lb_config",
+    "typed_extension_protocol_options common_lb_config transport_socket",
     _CLUSTER + "Cluster.CommonLbConfig": "healthy_panic_threshold",
     _CLUSTER + "Cluster.EdsClusterConfig": "eds_config service_name",
     _CLUSTER + "CircuitBreakers": "thresholds",

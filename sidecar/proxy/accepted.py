@@ -1,0 +1,264 @@
+"""A new connection, until it is known what it speaks: which filter chain takes it, TLS, then HTTP/2, HTTP/1.1 or a CONNECT.
+
+A CONNECT (RFC 9110 §9.3.6) comes from a gRPC client that was told `grpc_proxy`: its route leads to an internal listener, and the rest
+of the connection is HTTP/2 for the names of the mesh.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, cast
+
+from sidecar.proxy import chain as chains
+from sidecar.proxy import inspect, tls
+from sidecar.proxy.chain import Chain
+from sidecar.proxy.config import Codec
+from sidecar.proxy.inspect import NOT_TLS, Hello
+
+if TYPE_CHECKING:
+    from sidecar.proxy.listener import Listener
+
+MAX_HEAD: Final = 16 * 1024
+"""Bytes of a CONNECT request's head."""
+DETECT_TIMEOUT_S: Final = 15.0
+"""A connection that has not said which HTTP it speaks by then is closed."""
+KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 6))
+"""A peer that is gone without a word is found by the kernel after two minutes."""
+
+
+def tune(transport: asyncio.BaseTransport) -> None:
+    """Send at once, and find peers that are gone."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+class Accepted(asyncio.Protocol):
+    """One accepted socket on its way to a chain and a protocol."""
+
+    def __init__(self, listener: "Listener") -> None:
+        self._listener = listener
+        self._transport: asyncio.Transport | None = None
+        self._data = b""
+        self._timer: asyncio.TimerHandle | None = None
+        self._step: Callable[[], None] = self._inspect
+        """What is done with bytes that come."""
+        self._handshake: asyncio.Task[None] | None = None
+        self._chain: Chain | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        listener = self._listener
+        self._transport = cast(asyncio.Transport, transport)
+        if listener.is_full:
+            listener.worker.stats.connections_refused += 1
+            self._transport.abort()
+            return
+        tune(transport)
+        self._transport.set_write_buffer_limits(high=listener.config.buffer_limit)
+        listener.accepted.add(self)
+        config = listener.config
+        if not config.inspects_tls and not config.inspects_http:
+            self._choose(NOT_TLS, ())
+        elif config.inspect_timeout_s:
+            self._wait(config.inspect_timeout_s, self._on_silence)
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+        self._step()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def _wait(self, seconds: float, then: Callable[[], None]) -> None:
+        self._stop_waiting()
+        self._timer = self._listener.worker.loop.call_later(seconds, then)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # -- which chain --------------------------------------------------------------------------------
+
+    def _inspect(self) -> None:
+        """Read on until the inspectors know."""
+        config = self._listener.config
+        hello = inspect.tls(self._data) if config.inspects_tls else NOT_TLS
+        if hello is None:
+            return
+        if hello.is_tls or not config.inspects_http:
+            self._choose(hello, hello.applications)
+            return
+        application = inspect.http(self._data)
+        if application is not None:
+            self._choose(hello, (application,) if application else ())
+
+    def _on_silence(self) -> None:
+        """The client has not said what it speaks."""
+        self._listener.worker.stats.detect_timeouts += 1
+        if self._listener.config.goes_on_after_timeout:
+            self._choose(NOT_TLS, ())
+        else:
+            self.close()
+
+    def _choose(self, hello: Hello, applications: tuple[str, ...]) -> None:
+        self._stop_waiting()
+        listener = self._listener
+        chain = listener.find(hello.server_name, chains.TLS if hello.is_tls else chains.RAW, applications)
+        if chain is None:
+            listener.worker.stats.no_filter_chain += 1
+            self.close()
+            return
+        self._chain = chain
+        if chain.context is not None:
+            self._step = lambda: None  # what comes decrypted before the handshake's task goes on stays in `_data`
+            self._handshake = listener.worker.loop.create_task(self._secure(chain))
+        else:
+            self._open(None)
+
+    async def _secure(self, chain: Chain) -> None:
+        """TLS; what was read of it already is given to the new protocol first."""
+        loop = self._listener.worker.loop
+        plain = self._transport
+        assert plain is not None and chain.context is not None and chain.config.tls is not None
+        read, self._data = self._data, b""
+        handshake = loop.create_task(
+            loop.start_tls(plain, self, chain.context, server_side=True, ssl_handshake_timeout=tls.HANDSHAKE_TIMEOUT_S)
+        )
+        try:
+            if read:
+                # One turn of the loop lets `start_tls` put its protocol in place, the next tells that protocol of its transport;
+                # reading resumes in the same turn, and the socket is not polled before we are through.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                _feed(plain.get_protocol(), read)
+            secured = await handshake
+        except OSError:
+            self._listener.worker.stats.handshakes_failed += 1
+            self.close()
+            return
+        finally:
+            handshake.cancel()
+            self._handshake = None
+        assert secured is not None
+        self._transport = secured
+        peer = secured.get_extra_info("ssl_object")
+        if tls.refusal(chain.config.tls, peer):
+            self._listener.worker.stats.handshakes_failed += 1
+            self.close()
+            return
+        secured.set_write_buffer_limits(high=self._listener.config.buffer_limit)
+        self._open(peer.selected_alpn_protocol())
+
+    def _open(self, application: str | None) -> None:
+        """The chain is known, and the bytes are plain: speak."""
+        chain = self._chain
+        assert chain is not None
+        manager = chain.config.manager
+        assert manager is not None
+        if application == "h2" or manager.codec is Codec.HTTP2:
+            self._serve_http2()
+            return
+        self._step = self._detect
+        self._wait(DETECT_TIMEOUT_S, self._on_no_http)
+        if self._data:
+            self._detect()
+
+    # -- which HTTP ---------------------------------------------------------------------------------
+
+    def _on_no_http(self) -> None:
+        self._listener.worker.stats.detect_timeouts += 1
+        self.close()
+
+    def _serve_http2(self) -> None:
+        transport, chain = self._transport, self._chain
+        assert transport is not None and chain is not None
+        self._leave()
+        self._listener.serve_http2(chain, transport, self._data)
+
+    def _detect(self) -> None:
+        data = self._data
+        if data.startswith(b"PRI * HTTP/2"):
+            self._serve_http2()
+        elif b"PRI * HTTP/2".startswith(data):
+            return
+        elif b"\r\n\r\n" in data:
+            self._on_head()
+        elif len(data) > MAX_HEAD:
+            self._refuse(431, f"the request's head is over {MAX_HEAD} bytes")
+        elif not data[:1].isupper():
+            self.close()
+
+    def _on_head(self) -> None:
+        """An HTTP/1.1 request: CONNECT, or something that is not spoken here."""
+        head, _, rest = self._data.partition(b"\r\n\r\n")
+        words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
+        if len(words) != 3 or not words[2].startswith("HTTP/1."):
+            self.close()  # not HTTP/1.1 either: whatever it is, it would not understand an answer
+            return
+        method, target, _ = words
+        if method != "CONNECT":
+            self._refuse(505, "this listener speaks HTTP/2 with prior knowledge, and CONNECT")
+            return
+        assert self._chain is not None and self._chain.config.manager is not None
+        if not self._chain.config.manager.takes_connect:
+            self._refuse(403, "CONNECT is not allowed on this listener")
+            return
+        host, _, port = target.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            self._refuse(400, f'CONNECT needs HOST:PORT, not "{target[:200]}"')
+            return
+        listener = self._listener.tunnel_target(self._chain, target)
+        if listener is None:
+            self._refuse(503, f'no way to "{target[:200]}"')
+            return
+        transport = self._transport
+        assert transport is not None
+        self._leave()
+        transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        listener.serve_tunnel(transport, rest)
+
+    def _refuse(self, status: int, text: str) -> None:
+        transport = self._transport
+        assert transport is not None
+        body = text.encode() + b"\n"
+        transport.write(
+            b"HTTP/1.1 %d Refused\r\ncontent-type: text/plain\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
+            % (status, len(body), body)
+        )
+        self._listener.worker.stats.protocol_errors += 1
+        self.close()
+
+    # -- the end ------------------------------------------------------------------------------------
+
+    def _leave(self) -> None:
+        self._listener.accepted.discard(self)
+        self._stop_waiting()
+
+    def close(self) -> None:
+        """End the connection."""
+        self._leave()
+        if self._handshake is not None:
+            self._handshake.cancel()
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+
+
+def _feed(protocol: asyncio.BaseProtocol, data: bytes) -> None:
+    """Give a protocol bytes as if the transport had read them."""
+    if not isinstance(protocol, asyncio.BufferedProtocol) and not hasattr(protocol, "get_buffer"):
+        cast(asyncio.Protocol, protocol).data_received(data)
+        return
+    buffered = cast(asyncio.BufferedProtocol, protocol)
+    while data:
+        buffer = memoryview(buffered.get_buffer(len(data)))
+        size = min(len(buffer), len(data))
+        buffer[:size] = data[:size]
+        buffered.buffer_updated(size)
+        data = data[size:]
