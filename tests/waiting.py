@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import Final, TypeVar, overload
 
 T = TypeVar("T")
 STEP_S: Final = 0.02
@@ -21,6 +21,12 @@ def eventually(condition: Callable[[], T], *, timeout_s: float = 10.0, message: 
         time.sleep(STEP_S)
 
 
+@overload
+async def eventually_async(
+    condition: Callable[[], Awaitable[T]], *, timeout_s: float = 10.0, message: str = ""
+) -> T: ...
+@overload
+async def eventually_async(condition: Callable[[], T], *, timeout_s: float = 10.0, message: str = "") -> T: ...
 async def eventually_async(
     condition: Callable[[], Awaitable[T] | T], *, timeout_s: float = 10.0, message: str = ""
 ) -> T:

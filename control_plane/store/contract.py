@@ -15,7 +15,11 @@ MAX_VALUE_BYTES = 1_000_000
 """Below etcd's 1.5 MiB limit per request, so that both stores take the same values."""
 MAX_TXN_OPS = 128
 """etcd's default `max-txn-ops`; the embedded store has the same limit."""
+MAX_TXN_BYTES = 1_500_000
+"""Keys and values of one transaction together: etcd's 1.5 MiB, less what it wraps them in."""
 MIN_LEASE_TTL_S = 5
+"""etcd grants more than was asked for when that is little; from 5 s on it does not."""
+MAX_LEASE_TTL_S = 86_400
 
 
 class StoreError(Exception):
@@ -24,6 +28,10 @@ class StoreError(Exception):
 
 class StoreUnavailable(StoreError):
     """The store cannot be reached, or has no quorum. A write may or may not have happened."""
+
+
+class StoreFull(StoreError):
+    """The store has no room left. The write was not done; reads go on."""
 
 
 class StoreLocked(StoreError):
@@ -35,10 +43,10 @@ class LeaseNotFound(StoreError):
 
 
 class Compacted(StoreError):
-    """History before `revision` is gone: list again, then watch from that list's revision + 1."""
+    """History up to `revision` is gone: list again, then watch from that list's revision + 1."""
 
     def __init__(self, revision: int) -> None:
-        super().__init__(f"history before revision {revision} is compacted; list again")
+        super().__init__(f"history up to revision {revision} is compacted; list again")
         self.revision = revision
 
 
@@ -110,23 +118,66 @@ class Event:
     lease: int = 0
 
 
+def check_txn(compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> None:
+    """Raises ValueError for what no store takes in one transaction."""
+    if max(len(ops), len(compares)) > MAX_TXN_OPS:
+        what = f"{len(ops)} operations" if len(ops) > MAX_TXN_OPS else f"{len(compares)} comparisons"
+        raise ValueError(f"{what} in one transaction; at most {MAX_TXN_OPS} are taken")
+    if len({op.key for op in ops}) != len(ops):
+        raise ValueError("one key in two operations of a transaction")
+    total = 0
+    for part in (*compares, *ops):
+        if not 0 < len(part.key) <= MAX_KEY_BYTES:
+            raise ValueError(f"a key of {len(part.key)} bytes; 1 to {MAX_KEY_BYTES} are taken")
+        total += len(part.key)
+        if isinstance(part, Put):
+            if len(part.value) > MAX_VALUE_BYTES:
+                raise ValueError(f"a value of {len(part.value)} bytes; at most {MAX_VALUE_BYTES} are taken")
+            total += len(part.value)
+    if total > MAX_TXN_BYTES:
+        raise ValueError(f"{total} bytes in one transaction; at most {MAX_TXN_BYTES} are taken")
+
+
+def check_ttl(ttl_s: int) -> None:
+    """Raises ValueError for a time to live that no store grants."""
+    if not MIN_LEASE_TTL_S <= ttl_s <= MAX_LEASE_TTL_S:
+        raise ValueError(f"a lease of {ttl_s} s; {MIN_LEASE_TTL_S} to {MAX_LEASE_TTL_S} s are granted")
+
+
+def check_start(start_revision: int) -> None:
+    """Raises ValueError for a revision that no watch can begin with."""
+    if start_revision < 1:
+        raise ValueError(f"a watch from revision {start_revision}; history begins at 1")
+
+
 class Store(Protocol):
-    """One linearizable key-value store. All methods may raise StoreUnavailable."""
+    """One linearizable key-value store.
+
+    All methods may raise StoreUnavailable, and do so once the store is closed; writes may raise StoreFull.
+    """
 
     async def get(self, key: bytes) -> KeyValue | None: ...
 
-    async def range(self, prefix: bytes) -> Listing: ...
+    async def range(self, prefix: bytes) -> Listing:
+        """All keys that begin with `prefix`; the empty prefix means all."""
+        ...
 
     async def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> TxnResult:
         """Do all `ops` at one new revision if all `compares` hold, else nothing.
 
         Deleting what is not there is no error; if no op changes anything the revision stays.
+        A put without a lease takes the key off the lease that it had.
         Raises ValueError over the limits or for one key in two ops, LeaseNotFound for an unknown lease.
+        A transaction that compares a key and puts it is carried out at most once and survives the loss of a
+        member; after StoreUnavailable any other may have been done, or may still be.
         """
         ...
 
     async def grant(self, ttl_s: int) -> int:
-        """A new lease's id. It ends `ttl_s` after the last keep-alive; raises ValueError below MIN_LEASE_TTL_S."""
+        """A new lease's id, never 0. It ends `ttl_s` after the last keep-alive, or somewhat later.
+
+        Raises ValueError outside MIN_LEASE_TTL_S to MAX_LEASE_TTL_S.
+        """
         ...
 
     async def keep_alive(self, lease: int) -> int:
@@ -140,8 +191,16 @@ class Store(Protocol):
     def watch(self, prefix: bytes, start_revision: int) -> AsyncGenerator[tuple[Event, ...], None]:
         """Every event from `start_revision` on, in order, none twice; a tuple holds whole revisions.
 
-        Survives reconnects. Raises Compacted if the history from there on is gone. Ends when its consumer closes it.
+        Survives reconnects; raises StoreUnavailable when the store stays away, so that the consumer knows that it is
+        stale: a new watch from the last event's revision + 1 then misses nothing. Raises Compacted if the history
+        from there on is gone, ValueError below revision 1. Ends when its consumer closes it.
         """
         ...
 
-    async def close(self) -> None: ...
+    async def compact(self) -> None:
+        """Forget history: watches can begin only after the present revision."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of everything; calls and watches under way end with StoreUnavailable. Closing twice is no error."""
+        ...

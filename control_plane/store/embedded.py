@@ -1,9 +1,9 @@
 """The store of a laptop: a directory with one SQLite file in WAL mode, open in one process.
 
-Theory of operation: the whole content is in memory; SQLite makes it durable. Writes queue up, one writer takes all that wait, checks
-them one after the other against the content, commits them in one SQLite transaction in a thread of its own (`synchronous=FULL`: what
+Theory of operation: the whole content is in memory; SQLite makes it durable. Writes queue up, one writer takes all that wait, stages
+them one after the other on top of the content, commits them in one SQLite transaction in a thread of its own (`synchronous=FULL`: what
 was acknowledged survives `kill -9` and a power cut), and only then shows them to readers and watchers. So readers never see what is not
-durable, and the event loop never waits for the disk.
+durable, the event loop never waits for the disk, and a thousand writes at once cost one sync.
 
 Watches live as long as the process, so history is kept in memory only; a watch from before the start gets `Compacted`.
 Keep-alives are not written: on opening, every lease gets its full time and a grace period on top, so that a restart of the
@@ -12,42 +12,44 @@ control plane does not empty the mesh.
 
 import asyncio
 import fcntl
+import logging
 import os
 import sqlite3
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import IO, Final
+from typing import IO, Any, Final, TypeVar
 
 from control_plane.store.contract import (
-    MAX_KEY_BYTES,
-    MAX_TXN_OPS,
-    MAX_VALUE_BYTES,
-    MIN_LEASE_TTL_S,
-    Compacted,
     Compare,
     Delete,
     Event,
-    EventType,
     KeyValue,
     LeaseNotFound,
     Listing,
     Put,
     StoreError,
+    StoreFull,
     StoreLocked,
     StoreUnavailable,
     TxnResult,
+    check_start,
+    check_ttl,
+    check_txn,
 )
+from control_plane.store.embedded_content import Batch, Content, History, Lease, Statement
+
+log = logging.getLogger("remora.store")
 
 FORMAT: Final = 1
 """Version of the file's layout; a file with a higher one is refused and not touched."""
-MAX_HISTORY: Final = 10_000
-"""Events kept for watches that begin in the past."""
 RESTART_GRACE_S: Final = 10.0
 """Leases get so long on top of their TTL when the store is opened."""
+RETRY_S: Final = 1.0
+"""Between tries to end leases while the disk refuses writes."""
 FILE: Final = "remora.sqlite3"
 
 _SCHEMA: Final = """
@@ -57,23 +59,16 @@ CREATE TABLE IF NOT EXISTS kv (key BLOB PRIMARY KEY, value BLOB NOT NULL, create
 CREATE TABLE IF NOT EXISTS lease (id INTEGER PRIMARY KEY, ttl INTEGER NOT NULL);
 """
 
-Statement = tuple[str, tuple[object, ...]]
-
-
-@dataclass(slots=True)
-class _Lease:
-    ttl_s: int
-    deadline: float
-    keys: set[bytes] = field(default_factory=set)
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class _Write:
-    """A write that waits for its turn."""
+    """A change that waits for its turn."""
 
-    compares: Sequence[Compare]
-    ops: Sequence[Put | Delete]
-    done: asyncio.Future[TxnResult]
+    stage: Callable[[Batch], Any]
+    """Adds the change to the batch; what its caller is told. Raises StoreError if it is refused."""
+    done: asyncio.Future[Any]
 
 
 class EmbeddedStore:
@@ -82,15 +77,12 @@ class EmbeddedStore:
     def __init__(self, directory: Path, clock: Callable[[], float]) -> None:
         self._directory = directory
         self._clock = clock
-        self._data: dict[bytes, KeyValue] = {}
-        self._leases: dict[int, _Lease] = {}
-        self._next_lease = 1
-        self._revision = 0
-        self._compacted = 0
-        self._history: deque[tuple[Event, ...]] = deque()
-        self._history_size = 0
+        self._content = Content(0, 1, History(0))
+        self._ending: frozenset[int] = frozenset()
+        """Leases that end with the batch that is being written."""
         self._changed = asyncio.Condition()
-        self._writes: asyncio.Queue[_Write] = asyncio.Queue()
+        self._writes: asyncio.Queue[_Write | None] = asyncio.Queue()
+        """None wakes the writer up for the end."""
         self._lease_changed = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "store")
         self._db: sqlite3.Connection | None = None
@@ -106,8 +98,9 @@ class EmbeddedStore:
             await asyncio.get_running_loop().run_in_executor(store._thread, store._load)
         except (OSError, sqlite3.Error) as error:
             store._release()
-            raise StoreError(f"store {directory}: {str(error).lower()}") from None
-        except StoreError:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise StoreError(f"store {directory}: {(reason or str(error)).lower()}") from None
+        except BaseException:
             store._release()
             raise
         store._tasks = [asyncio.create_task(store._write_forever()), asyncio.create_task(store._expire_forever())]
@@ -115,6 +108,27 @@ class EmbeddedStore:
 
     def _load(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = self._locked()
+        file = (self._directory / FILE).absolute()
+        if file.exists():
+            self._check_format(file)
+        self._db = db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.executescript(_SCHEMA)
+        db.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?), ('revision', 0), ('next_lease', 1)", (FORMAT,))
+        meta = dict(db.execute("SELECT name, value FROM meta"))
+        content = self._content = Content(meta["revision"], meta["next_lease"], History(meta["revision"]))
+        now = self._clock()
+        for lease_id, ttl_s in db.execute("SELECT id, ttl FROM lease"):
+            content.leases[lease_id] = Lease(ttl_s, now + ttl_s + RESTART_GRACE_S)
+        for row in db.execute("SELECT key, value, created, modified, lease FROM kv"):
+            item = KeyValue(*row)
+            content.data[item.key] = item
+            if item.lease in content.leases:
+                content.leases[item.lease].keys.add(item.key)
+
+    def _locked(self) -> IO[str]:
         lock = open(self._directory / "lock", "a+", encoding="ascii")  # noqa: SIM115 - held as long as the store is open
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,59 +139,47 @@ class EmbeddedStore:
             raise StoreLocked(
                 f"store {self._directory} is open in another process (pid {owner}); stop it or use another directory"
             ) from None
-        self._lock = lock
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        self._db = db = sqlite3.connect(self._directory / FILE, isolation_level=None, check_same_thread=False)
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        has_meta = db.execute("SELECT count(*) FROM sqlite_master WHERE name='meta'").fetchone()[0]
-        meta = dict(db.execute("SELECT name, value FROM meta")) if has_meta else {}
-        if meta.get("format", FORMAT) > FORMAT:
+        return lock
+
+    def _check_format(self, file: Path) -> None:
+        """Over a connection that cannot write: not even what a crash left in the log is moved."""
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as db:
+            if not db.execute("SELECT count(*) FROM sqlite_master WHERE name='meta'").fetchone()[0]:
+                return
+            row = db.execute("SELECT value FROM meta WHERE name='format'").fetchone()
+        if row and row[0] > FORMAT:
             raise StoreError(
-                f"store {self._directory} was written by a newer release (format {meta['format']}, this one reads {FORMAT}); "
+                f"store {self._directory} was written by a newer release (format {row[0]}, this one reads {FORMAT}); "
                 "nothing was changed: use the newer release or another directory"
             )
-        db.executescript(_SCHEMA)
-        db.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?), ('revision', 0), ('next_lease', 1)", (FORMAT,))
-        meta = dict(db.execute("SELECT name, value FROM meta"))
-        self._revision = self._compacted = meta["revision"]
-        self._next_lease = meta["next_lease"]
-        now = self._clock()
-        for lease_id, ttl in db.execute("SELECT id, ttl FROM lease"):
-            self._leases[lease_id] = _Lease(ttl, now + ttl + RESTART_GRACE_S)
-        for key, value, created, modified, lease_id in db.execute(
-            "SELECT key, value, created, modified, lease FROM kv"
-        ):
-            self._data[key] = KeyValue(key, value, created, modified, lease_id)
-            if lease_id in self._leases:
-                self._leases[lease_id].keys.add(key)
 
     # -- reading ------------------------------------------------------------------------------------
 
     async def get(self, key: bytes) -> KeyValue | None:
         self._check_open()
-        return self._data.get(key)
+        return self._content.data.get(key)
 
     async def range(self, prefix: bytes) -> Listing:
         self._check_open()
-        items = sorted((item for key, item in self._data.items() if key.startswith(prefix)), key=lambda item: item.key)
-        return Listing(tuple(items), self._revision)
+        found = (item for key, item in self._content.data.items() if key.startswith(prefix))
+        return Listing(tuple(sorted(found, key=lambda item: item.key)), self._content.revision)
 
     async def watch(self, prefix: bytes, start_revision: int) -> AsyncGenerator[tuple[Event, ...], None]:
+        check_start(start_revision)
         self._check_open()
         next_revision = start_revision
         while True:
-            if next_revision <= self._compacted:
-                raise Compacted(self._compacted)
-            for batch in [batch for batch in self._history if batch[0].revision >= next_revision]:
-                next_revision = batch[0].revision + 1
-                events = tuple(event for event in batch if event.key.startswith(prefix))
+            for revision in self._content.history.since(next_revision):
+                next_revision = revision[0].revision + 1
+                events = tuple(event for event in revision if event.key.startswith(prefix))
                 if events:
                     yield events
+                    self._check_open()
             async with self._changed:
-                while self._revision < next_revision:
+                while self._content.revision < next_revision:
                     self._check_open()
                     await self._changed.wait()
 
@@ -185,86 +187,53 @@ class EmbeddedStore:
 
     async def txn(self, compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> TxnResult:
         self._check_open()
-        if len(ops) > MAX_TXN_OPS or len(compares) > MAX_TXN_OPS:
-            raise ValueError(f"{len(ops)} operations in one transaction; at most {MAX_TXN_OPS} are taken")
-        keys = [op.key for op in ops]
-        if len(set(keys)) != len(keys):
-            raise ValueError("one key in two operations of a transaction")
-        for op in ops:
-            if not 0 < len(op.key) <= MAX_KEY_BYTES:
-                raise ValueError(f"a key of {len(op.key)} bytes; 1 to {MAX_KEY_BYTES} are taken")
-            if isinstance(op, Put) and len(op.value) > MAX_VALUE_BYTES:
-                raise ValueError(f"a value of {len(op.value)} bytes; at most {MAX_VALUE_BYTES} are taken")
-        done: asyncio.Future[TxnResult] = asyncio.get_running_loop().create_future()
-        self._writes.put_nowait(_Write(compares, ops, done))
+        check_txn(compares, ops)
+        compares, ops = tuple(compares), tuple(ops)  # the caller may go on with its lists
+        return await self._write(lambda batch: batch.txn(compares, ops))
+
+    async def _write(self, stage: Callable[[Batch], T]) -> T:
+        self._check_open()
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._writes.put_nowait(_Write(stage, done))
         return await done
 
     async def _write_forever(self) -> None:
         """The one writer: takes all that wait, commits them together."""
-        loop = asyncio.get_running_loop()
-        while True:
-            batch = [await self._writes.get()]
+        is_last = False
+        while not is_last:
+            waiting = [await self._writes.get()]
             while not self._writes.empty():
-                batch.append(self._writes.get_nowait())
-            staged: dict[bytes, KeyValue | None] = {}
-            statements: list[Statement] = []
-            events: list[tuple[Event, ...]] = []
-            results: list[TxnResult | StoreError] = []
-            revision = self._revision
-            for write in batch:
-                try:
-                    changed = self._stage(write, staged, revision + 1, statements)
-                except LeaseNotFound as error:
-                    results.append(error)
-                    continue
-                if changed:
-                    revision += 1
-                    events.append(changed)
-                results.append(TxnResult(changed is not None, revision))
-            if events:
-                statements.append(("UPDATE meta SET value=? WHERE name='revision'", (revision,)))
-                try:
-                    await loop.run_in_executor(self._thread, self._commit, statements)
-                except sqlite3.Error as error:
-                    for write in batch:
-                        _settle(write.done, StoreUnavailable(f"store {self._directory}: {error}"))
-                    continue
-                self._show(staged, events, revision)
-            for write, result in zip(batch, results, strict=True):
-                _settle(write.done, result)
-            if events:
-                async with self._changed:
-                    self._changed.notify_all()
+                waiting.append(self._writes.get_nowait())
+            is_last = None in waiting
+            await self._write_together([write for write in waiting if write is not None])
 
-    def _stage(
-        self, write: _Write, staged: dict[bytes, KeyValue | None], revision: int, statements: list[Statement]
-    ) -> tuple[Event, ...] | None:
-        """The events of a write, () if it changes nothing, None if a comparison failed."""
-
-        def current(key: bytes) -> KeyValue | None:
-            return staged[key] if key in staged else self._data.get(key)
-
-        for compare in write.compares:
-            found = current(compare.key)
-            if (found.mod_revision if found else 0) != compare.mod_revision:
-                return None
-        for op in write.ops:
-            if isinstance(op, Put) and op.lease and op.lease not in self._leases:
-                raise LeaseNotFound(f"lease {op.lease} has ended")
-        events: list[Event] = []
-        for op in write.ops:
-            old = current(op.key)
-            if isinstance(op, Put):
-                created = old.create_revision if old else revision
-                staged[op.key] = KeyValue(op.key, op.value, created, revision, op.lease)
-                row = (op.key, op.value, created, revision, op.lease)
-                statements.append(("INSERT OR REPLACE INTO kv VALUES (?,?,?,?,?)", row))
-                events.append(Event(EventType.PUT, op.key, op.value, revision, op.lease))
-            elif old is not None:
-                staged[op.key] = None
-                statements.append(("DELETE FROM kv WHERE key=?", (op.key,)))
-                events.append(Event(EventType.DELETE, op.key, b"", revision))
-        return tuple(events)
+    async def _write_together(self, writes: Sequence[_Write]) -> None:
+        batch = Batch(self._content)
+        results: list[Any] = []
+        for write in writes:
+            try:
+                results.append(write.stage(batch))
+            except StoreError as error:
+                results.append(error)
+        statements = batch.statements()
+        if statements:
+            self._ending = frozenset(batch.ended)
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._commit, statements)
+            except sqlite3.Error as error:
+                full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+                for write in writes:
+                    _settle(write.done, (StoreFull if full else StoreUnavailable)(f"store {self._directory}: {error}"))
+                return
+            finally:
+                self._ending = frozenset()
+            self._content.adopt(batch, self._clock())
+        for write, result in zip(writes, results, strict=True):
+            _settle(write.done, result)
+        if batch.granted:
+            self._lease_changed.set()
+        if batch.revisions:
+            await self._tell_watches()
 
     def _commit(self, statements: Sequence[Statement]) -> None:
         """In the store's thread: all or nothing."""
@@ -274,81 +243,61 @@ class EmbeddedStore:
             for sql, row in statements:
                 self._db.execute(sql, row)
             self._db.execute("COMMIT")
-        except sqlite3.Error:
-            self._db.execute("ROLLBACK")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
             raise
 
-    def _show(self, staged: dict[bytes, KeyValue | None], events: list[tuple[Event, ...]], revision: int) -> None:
-        """Make what is durable visible."""
-        for key, item in staged.items():
-            old = self._data.pop(key, None)
-            if old is not None and old.lease in self._leases:
-                self._leases[old.lease].keys.discard(key)
-            if item is not None:
-                self._data[key] = item
-                if item.lease in self._leases:
-                    self._leases[item.lease].keys.add(key)
-        self._revision = revision
-        self._history.extend(events)
-        self._history_size += sum(len(batch) for batch in events)
-        while self._history_size > MAX_HISTORY:
-            batch = self._history.popleft()
-            self._history_size -= len(batch)
-            self._compacted = batch[0].revision
+    async def _tell_watches(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
 
     async def compact(self) -> None:
-        """Forget history: watches can begin only after the present revision."""
-        self._history.clear()
-        self._history_size = 0
-        self._compacted = self._revision
+        self._check_open()
+        self._content.history.clear()
 
     # -- leases -------------------------------------------------------------------------------------
 
     async def grant(self, ttl_s: int) -> int:
         self._check_open()
-        if ttl_s < MIN_LEASE_TTL_S:
-            raise ValueError(f"a lease of {ttl_s} s; at least {MIN_LEASE_TTL_S} s are needed")
-        lease_id, self._next_lease = self._next_lease, self._next_lease + 1
-        await self._run(
-            [
-                ("INSERT INTO lease VALUES (?,?)", (lease_id, ttl_s)),
-                ("UPDATE meta SET value=? WHERE name='next_lease'", (lease_id + 1,)),
-            ]
-        )
-        self._leases[lease_id] = _Lease(ttl_s, self._clock() + ttl_s)
-        self._lease_changed.set()
-        return lease_id
+        check_ttl(ttl_s)
+        return await self._write(lambda batch: batch.grant(ttl_s))
 
     async def keep_alive(self, lease: int) -> int:
         self._check_open()
-        found = self._leases.get(lease)
-        if found is None:
-            raise LeaseNotFound(f"lease {lease} has ended")
+        found = self._content.leases.get(lease)
+        if found is None or lease in self._ending:
+            raise LeaseNotFound("the lease has ended or never was")
         found.deadline = self._clock() + found.ttl_s
         return found.ttl_s
 
     async def revoke(self, lease: int) -> None:
         self._check_open()
-        found = self._leases.get(lease)
-        if found is None:
-            return
-        keys = sorted(found.keys)
-        for at in range(0, len(keys), MAX_TXN_OPS):
-            await self.txn((), [Delete(key) for key in keys[at : at + MAX_TXN_OPS]])
-        self._leases.pop(lease, None)
-        await self._run([("DELETE FROM lease WHERE id=?", (lease,))])
+        await self._write(lambda batch: batch.end(lease))
 
     async def expire_due(self) -> float | None:
         """End the leases whose time is over; seconds until the next may be, None if there is none."""
+        leases = self._content.leases
         now = self._clock()
-        for lease_id in [lease_id for lease_id, lease in self._leases.items() if lease.deadline <= now]:
-            await self.revoke(lease_id)
-        return min((lease.deadline for lease in self._leases.values()), default=now) - now if self._leases else None
+        due = [lease_id for lease_id, lease in leases.items() if lease.deadline <= now]
+
+        def end_due(batch: Batch) -> None:
+            for lease_id in due:
+                if lease_id in leases and leases[lease_id].deadline <= now:  # else it was kept alive at the last moment
+                    batch.end(lease_id)
+
+        if due:
+            await self._write(end_due)
+        return min(lease.deadline for lease in leases.values()) - self._clock() if leases else None
 
     async def _expire_forever(self) -> None:
         while True:
-            wait_s = await self.expire_due()
             self._lease_changed.clear()
+            try:
+                wait_s = await self.expire_due()
+            except StoreError as error:
+                log.warning("leases that are over cannot be ended now: %s", error)
+                wait_s = RETRY_S
             try:
                 async with asyncio.timeout(wait_s if wait_s is None else max(wait_s, 0.01)):
                     await self._lease_changed.wait()
@@ -357,27 +306,19 @@ class EmbeddedStore:
 
     # -- the end ------------------------------------------------------------------------------------
 
-    async def _run(self, statements: Sequence[Statement]) -> None:
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._commit, statements)
-        except sqlite3.Error as error:
-            raise StoreUnavailable(f"store {self._directory}: {error}") from None
-
     def _check_open(self) -> None:
         if self._is_closed:
-            raise StoreUnavailable(f"store {self._directory} is closed")
+            raise StoreUnavailable(f"the store {self._directory} is closed")
 
     async def close(self) -> None:
         if self._is_closed:
             return
         self._is_closed = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        while not self._writes.empty():
-            _settle(self._writes.get_nowait().done, StoreUnavailable("the store was closed"))
-        async with self._changed:
-            self._changed.notify_all()
+        writer, expiry = self._tasks
+        expiry.cancel()
+        self._writes.put_nowait(None)
+        await asyncio.gather(writer, expiry, return_exceptions=True)
+        await self._tell_watches()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._release)
         self._thread.shutdown()
 
@@ -390,7 +331,7 @@ class EmbeddedStore:
             self._lock = None
 
 
-def _settle(future: asyncio.Future[TxnResult], result: TxnResult | StoreError) -> None:
+def _settle(future: asyncio.Future[Any], result: object) -> None:
     if future.done():
         return  # its caller was cancelled; the write stands
     if isinstance(result, StoreError):
