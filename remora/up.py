@@ -9,7 +9,8 @@ from pathlib import Path
 import uvloop
 
 from control_plane.api.server import CannotListen, running
-from control_plane.store.contract import StoreError
+from control_plane.store import shown
+from control_plane.store.contract import BadTarget, StoreError
 from remora import exits
 from remora.addresses import host_port
 
@@ -34,12 +35,15 @@ async def _serve(listen: tuple[str, int], store: str, http: tuple[str, int]) -> 
         async with running(listen, store, http) as plane:
             print(
                 f"remora control plane: xDS and API on {listen[0]}:{plane.port}, /metrics and /healthz on "
-                f"{http[0]}:{plane.http_port}, store {store}",
+                f"{http[0]}:{plane.http_port}, store {shown(store)}",
                 file=sys.stderr,
                 flush=True,
             )
             await stop.wait()
     except CannotListen as error:
+        print(f"remora up: {error}", file=sys.stderr)
+        return exits.BAD_INPUT
+    except BadTarget as error:
         print(f"remora up: {error}", file=sys.stderr)
         return exits.BAD_INPUT
     except StoreError as error:

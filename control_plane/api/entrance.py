@@ -22,7 +22,7 @@ from control_plane.api.budget import WriteBudget
 from control_plane.api.refused import Refused
 from control_plane.registry.registry import InstanceNotFound, TooBusy
 from control_plane.resources import rules, unknown
-from control_plane.store.contract import LeaseNotFound, StoreError
+from control_plane.store.contract import LeaseNotFound, OverLimit, StoreError, StoreFull
 
 log = logging.getLogger("remora.api")
 
@@ -52,6 +52,8 @@ _STATUSES: Final[tuple[tuple[type[Exception], grpc.StatusCode, str], ...]] = (
     (LeaseNotFound, grpc.StatusCode.NOT_FOUND, "; register again"),
     (InstanceNotFound, grpc.StatusCode.NOT_FOUND, ""),
     (TooBusy, grpc.StatusCode.UNAVAILABLE, ""),
+    (OverLimit, grpc.StatusCode.INVALID_ARGUMENT, ""),
+    (StoreFull, grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
     (StoreError, grpc.StatusCode.UNAVAILABLE, ""),
 )
 """What methods let through, and what it means to a caller; the first that fits."""

@@ -17,7 +17,7 @@ from control_plane.api.entrance import Entrance
 from control_plane.api.service import MeshService, RegistryService, Resources
 from control_plane.registry.mirror import Mirror
 from control_plane.registry.registry import Registry
-from control_plane.store import open_store
+from control_plane.store import open_store, shown
 from control_plane.store.contract import StoreUnavailable
 from proto.mesh.v1 import api_pb2, api_pb2_grpc
 
@@ -71,7 +71,7 @@ async def running(
             async with asyncio.timeout(LOAD_TIMEOUT_S):
                 await mirror.is_loaded.wait()
         except TimeoutError:
-            raise StoreUnavailable(f"store {store_target} has not answered for {LOAD_TIMEOUT_S:g} s") from None
+            raise StoreUnavailable(f"store {shown(store_target)} has not answered for {LOAD_TIMEOUT_S:g} s") from None
         api_pb2_grpc.add_ResourcesServicer_to_server(Resources(store, mirror, ads), server)
         api_pb2_grpc.add_RegistryServicer_to_server(RegistryService(Registry(store), mirror, ads), server)
         api_pb2_grpc.add_MeshServicer_to_server(MeshService(mirror, ads), server)

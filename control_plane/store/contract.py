@@ -26,6 +26,10 @@ class StoreError(Exception):
     """The store could not do what was asked; the text says why, in one sentence."""
 
 
+class BadTarget(StoreError):
+    """What was given to open says no store; the text names what is wrong with it."""
+
+
 class StoreUnavailable(StoreError):
     """The store cannot be reached, or has no quorum. A write may or may not have happened."""
 
@@ -40,6 +44,10 @@ class StoreLocked(StoreError):
 
 class LeaseNotFound(StoreError):
     """The lease has ended or never was."""
+
+
+class OverLimit(ValueError):
+    """A transaction that no store takes; nothing was done."""
 
 
 class Compacted(StoreError):
@@ -119,23 +127,23 @@ class Event:
 
 
 def check_txn(compares: Sequence[Compare], ops: Sequence[Put | Delete]) -> None:
-    """Raises ValueError for what no store takes in one transaction."""
+    """Raises OverLimit for what no store takes in one transaction."""
     if max(len(ops), len(compares)) > MAX_TXN_OPS:
         what = f"{len(ops)} operations" if len(ops) > MAX_TXN_OPS else f"{len(compares)} comparisons"
-        raise ValueError(f"{what} in one transaction; at most {MAX_TXN_OPS} are taken")
+        raise OverLimit(f"{what} in one transaction; at most {MAX_TXN_OPS} are taken")
     if len({op.key for op in ops}) != len(ops):
-        raise ValueError("one key in two operations of a transaction")
+        raise OverLimit("one key in two operations of a transaction")
     total = 0
     for part in (*compares, *ops):
         if not 0 < len(part.key) <= MAX_KEY_BYTES:
-            raise ValueError(f"a key of {len(part.key)} bytes; 1 to {MAX_KEY_BYTES} are taken")
+            raise OverLimit(f"a key of {len(part.key)} bytes; 1 to {MAX_KEY_BYTES} are taken")
         total += len(part.key)
         if isinstance(part, Put):
             if len(part.value) > MAX_VALUE_BYTES:
-                raise ValueError(f"a value of {len(part.value)} bytes; at most {MAX_VALUE_BYTES} are taken")
+                raise OverLimit(f"a value of {len(part.value)} bytes; at most {MAX_VALUE_BYTES} are taken")
             total += len(part.value)
     if total > MAX_TXN_BYTES:
-        raise ValueError(f"{total} bytes in one transaction; at most {MAX_TXN_BYTES} are taken")
+        raise OverLimit(f"{total} bytes in one transaction; at most {MAX_TXN_BYTES} are taken")
 
 
 def check_ttl(ttl_s: int) -> None:
@@ -167,7 +175,7 @@ class Store(Protocol):
 
         Deleting what is not there is no error; if no op changes anything the revision stays.
         A put without a lease takes the key off the lease that it had.
-        Raises ValueError over the limits or for one key in two ops, LeaseNotFound for an unknown lease.
+        Raises OverLimit over the limits and for one key in two ops, LeaseNotFound for an unknown lease.
         A transaction that compares a key and puts it is carried out at most once and survives the loss of a
         member; after StoreUnavailable any other may have been done, or may still be.
         """

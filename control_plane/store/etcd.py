@@ -59,7 +59,7 @@ class EtcdStore:
 
     @classmethod
     async def open(cls, target: str) -> "EtcdStore":
-        """Connect. Raises StoreError for a target that is wrong or refused, StoreUnavailable if etcd is away."""
+        """Connect. Raises BadTarget, StoreUnavailable if etcd is away, StoreError if it does not let us in."""
         store = cls(parse(target, os.environ))
         try:
             await store._check()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl, unquote
 
-from control_plane.store.contract import StoreError
+from control_plane.store.contract import BadTarget
 
 SCHEME: Final = "etcd://"
 USER: Final = "REMORA_ETCD_USER"
@@ -47,28 +47,28 @@ class Target:
 
 
 def parse(text: str, environment: Mapping[str, str]) -> Target:
-    """Raises StoreError with a sentence that names what is wrong."""
+    """Raises BadTarget with a sentence that names what is wrong."""
     rest, _, query = text.removeprefix(SCHEME).partition("?")
     user_info, _, hosts = rest.rpartition("@")
     endpoints = tuple(_endpoint(host) for host in hosts.rstrip("/").split(","))
     if len(set(endpoints)) != len(endpoints):
-        raise StoreError("etcd: one endpoint stands twice in the target")
+        raise BadTarget("etcd: one endpoint stands twice in the target")
     user, _, password = user_info.partition(":")
     user = unquote(user) or environment.get(USER, "")
     password = unquote(password) or environment.get(PASSWORD, "")
     if user and not password:
-        raise StoreError(f"etcd: user {user} has no password; set {PASSWORD}")
+        raise BadTarget(f"etcd: user {user} has no password; set {PASSWORD}")
     if password and not user:
-        raise StoreError(f"etcd: a password without a user; set {USER}")
+        raise BadTarget(f"etcd: a password without a user; set {USER}")
     return Target(endpoints, user, password, _tls(query))
 
 
 def _endpoint(text: str) -> str:
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise StoreError(f"etcd: {text!r} is not HOST:PORT; write etcd://HOST:PORT,HOST:PORT")
+        raise BadTarget(f"etcd: {text!r} is not HOST:PORT; write etcd://HOST:PORT,HOST:PORT")
     if (":" in host and not (host.startswith("[") and host.endswith("]"))) or any(c in host for c in "/?#@ "):
-        raise StoreError(f"etcd: {text!r} is not HOST:PORT; an IPv6 address stands in brackets")
+        raise BadTarget(f"etcd: {text!r} is not HOST:PORT; an IPv6 address stands in brackets")
     return f"{host}:{int(port)}"
 
 
@@ -77,17 +77,17 @@ def _tls(query: str) -> Tls | None:
     given = dict(pairs)
     for name, value in pairs:
         if name not in OPTIONS:
-            raise StoreError(f"etcd: unknown option {name!r}; known are {', '.join(OPTIONS)}")
+            raise BadTarget(f"etcd: unknown option {name!r}; known are {', '.join(OPTIONS)}")
         if not value:
-            raise StoreError(f"etcd: option {name!r} is empty")
+            raise BadTarget(f"etcd: option {name!r} is empty")
     if len(given) != len(pairs):
-        raise StoreError("etcd: one option stands twice in the target")
+        raise BadTarget("etcd: one option stands twice in the target")
     if not given:
         return None
     if "ca" not in given:
-        raise StoreError(f"etcd: option {next(iter(given))!r} needs 'ca', the file with the authority's certificate")
+        raise BadTarget(f"etcd: option {next(iter(given))!r} needs 'ca', the file with the authority's certificate")
     if ("cert" in given) != ("key" in given):
-        raise StoreError("etcd: options 'cert' and 'key' come together")
+        raise BadTarget("etcd: options 'cert' and 'key' come together")
     files = {name: _read(name, given[name]) for name in ("ca", "cert", "key") if name in given}
     return Tls(files["ca"], files.get("cert"), files.get("key"), given.get("server-name", ""))
 
@@ -96,7 +96,7 @@ def _read(name: str, path: str) -> bytes:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise StoreError(f"etcd: option {name!r}: {path}: {error.strerror}") from None
+        raise BadTarget(f"etcd: option {name!r}: {path}: {error.strerror}") from None
     if b"-----BEGIN " not in content:
-        raise StoreError(f"etcd: option {name!r}: {path} is not a PEM file")
+        raise BadTarget(f"etcd: option {name!r}: {path} is not a PEM file")
     return content
