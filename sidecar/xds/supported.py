@@ -132,7 +132,7 @@ FIELDS: Final[dict[str, str]] = {
     _TYPE + "FractionalPercent": "numerator denominator",
     _TYPE + "Percent": "value",
     _MATCHER + "RegexMatcher": "regex google_re2",
-    _MATCHER + "RegexMatcher.GoogleRE2": "",
+    _MATCHER + "RegexMatcher.GoogleRE2": "max_program_size",  # of RE2's programs; there are none here
     _MATCHER + "StringMatcher": "exact prefix suffix safe_regex ignore_case",
     _ROUTE + "RouteConfiguration": "name virtual_hosts",
     _ROUTE + "VirtualHost": "name domains routes",
