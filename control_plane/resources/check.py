@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from typing import Final
 
 from control_plane.resources import regex, rules
-from control_plane.resources.errors import Fault
+from control_plane.resources.errors import Fault, quoted
 from proto.mesh.v1 import api_pb2, policy_pb2, route_pb2, service_pb2
 
 _GRPC_SERVICE: Final = re.compile(r"\.?[A-Za-z_][A-Za-z_0-9]*(\.[A-Za-z_][A-Za-z_0-9]*)*")
@@ -38,10 +38,12 @@ def _service(spec: service_pb2.ServiceSpec) -> Iterator[Fault]:
 def _route(spec: route_pb2.GRPCRouteSpec) -> Iterator[Fault]:
     for number in _repeated((parent.namespace, parent.name, parent.port) for parent in spec.parent_refs):
         parent = spec.parent_refs[number]
-        yield Fault(f"spec.parentRefs[{number}].name", f'"{parent.name}" is named twice; once is enough', "RMR0015")
+        yield Fault(
+            f"spec.parentRefs[{number}].name", f"{quoted(parent.name)} is named twice; once is enough", "RMR0015"
+        )
     for number in _repeated(rule.name or index for index, rule in enumerate(spec.rules)):
         name = spec.rules[number].name
-        yield Fault(f"spec.rules[{number}].name", f'"{name}" names two rules; give each its own', "RMR0015")
+        yield Fault(f"spec.rules[{number}].name", f"{quoted(name)} names two rules; give each its own", "RMR0015")
     for number, rule in enumerate(spec.rules):
         path = f"spec.rules[{number}]"
         if not rule.backend_refs:
@@ -64,7 +66,7 @@ def _match(path: str, match: route_pb2.GRPCRouteMatch) -> Iterator[Fault]:
         else:
             yield from _grpc_names(f"{path}.method", method)
     for number in _repeated(header.name for header in match.headers):
-        text = f'"{match.headers[number].name}" is matched twice; keep one'
+        text = f"{quoted(match.headers[number].name)} is matched twice; keep one"
         yield Fault(f"{path}.headers[{number}].name", text, "RMR0015")
     for number, header in enumerate(match.headers):
         if header.type == "RegularExpression":
@@ -74,23 +76,29 @@ def _match(path: str, match: route_pb2.GRPCRouteMatch) -> Iterator[Fault]:
 def _grpc_names(path: str, method: route_pb2.GRPCMethodMatch) -> Iterator[Fault]:
     """What an exact match names must be able to be the name of a service and a method (Gateway API: GRPCMethodMatch)."""
     if method.service and not _GRPC_SERVICE.fullmatch(method.service):
-        text = f'"{method.service}" is no full name of a gRPC service, such as bookstore.v1.Warehouse'
+        text = f"{quoted(method.service)} is no full name of a gRPC service, such as bookstore.v1.Warehouse"
         yield Fault(f"{path}.service", text, "RMR0017")
     if method.method and not _GRPC_METHOD.fullmatch(method.method):
-        yield Fault(f"{path}.method", f'"{method.method}" is no name of a gRPC method, such as Reserve', "RMR0017")
+        yield Fault(
+            f"{path}.method", f"{quoted(method.method)} is no name of a gRPC method, such as Reserve", "RMR0017"
+        )
 
 
 def _regexes(path: str, **patterns: str) -> Iterator[Fault]:
     for name, pattern in patterns.items():
         reason = regex.fault(pattern)
         if reason is not None:
-            yield Fault(f"{path}.{name}", f'"{pattern}" is no regular expression that is taken: {reason}', "RMR0014")
+            yield Fault(
+                f"{path}.{name}", f"{quoted(pattern)} is no regular expression that is taken: {reason}", "RMR0014"
+            )
 
 
 def _targets(targets: Iterable[policy_pb2.TargetRef]) -> Iterator[Fault]:
     names = [target.name for target in targets]
     for number in _repeated(names):
-        yield Fault(f"spec.targetRefs[{number}].name", f'"{names[number]}" is named twice; once is enough', "RMR0015")
+        yield Fault(
+            f"spec.targetRefs[{number}].name", f"{quoted(names[number])} is named twice; once is enough", "RMR0015"
+        )
 
 
 def _repeated(values: Iterable[Hashable]) -> Iterator[int]:

@@ -22,11 +22,13 @@ from ruamel.yaml.events import (
     SequenceStartEvent,
 )
 
+from control_plane.resources.errors import quoted
+
 MAX_DEPTH: Final = 20
 MAX_VALUES: Final = 50_000
 """In one document, aliases counted each time."""
 MAX_DIGITS: Final = 40
-"""A longer whole number is taken as a text: no field holds one."""
+"""A longer whole number is read as a floating one: no field holds it."""
 _TEXT_TAG: Final = "tag:yaml.org,2002:str"
 _MERGE: Final = "<<"
 _WORDS: Final = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -57,6 +59,8 @@ class Scalar:
     text: str
     """As written, without quotes."""
     value: str | int | float | bool | None
+    is_plain: bool = False
+    """Written without quotes or tag."""
     size: int = 1
     depth: int = 0
 
@@ -148,17 +152,17 @@ class _Open:
             self.key = self._key(node)
         else:
             key, self.key = self.key, None
-            if key.text == _MERGE:
+            if key.text == _MERGE and key.is_plain:
                 self._merge(node)
             else:
                 self.items[key.text] = replace(node, line=key.line)
 
     def _key(self, node: Node) -> Scalar:
         if not isinstance(node, Scalar) or not isinstance(node.value, str):
-            shown = f'"{node.text}"' if isinstance(node, Scalar) else "a mapping or a list"
+            shown = quoted(node.text) if isinstance(node, Scalar) else "a mapping or a list"
             raise NotADocument(node.line, f"{shown} is the name of a field; write the name as a text", "RMR0002")
         if node.text in self.lines:
-            text = f'"{node.text}" stands here and in line {self.lines[node.text]}; keep one'
+            text = f"{quoted(node.text)} stands here and in line {self.lines[node.text]}; keep one"
             raise NotADocument(node.line, text, "RMR0004")
         self.lines[node.text] = node.line
         return node
@@ -172,7 +176,8 @@ class _Open:
     def close(self) -> Node:
         if not self.is_mapping:
             return Sequence(self.line, tuple(self.sequence), self.size, self.depth)
-        self.lines.pop(_MERGE, None)
+        if self.merged:
+            self.lines.pop(_MERGE)
         for source in self.merged:
             for key, node in source.items.items():
                 if key not in self.items:
@@ -248,12 +253,13 @@ def _scalar(event: Any) -> Scalar:
     else:
         _refuse_tag(event)
     try:
-        text.encode()
-    except UnicodeEncodeError:
+        # JSON escapes what is beyond 16 bits as a pair of surrogates: each pair is one character.
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
         raise NotADocument(
             _line(event), "holds half of a surrogate pair; write the whole character", "RMR0002"
         ) from None
-    return Scalar(_line(event), text, text if is_text else _resolved(text))
+    return Scalar(_line(event), text, text if is_text else _resolved(text), is_plain=not is_text)
 
 
 def _resolved(text: str) -> str | int | float | bool | None:

@@ -1,6 +1,16 @@
 """A fault in a resource: where, what, and the way out."""
 
 from dataclasses import dataclass
+from typing import Final
+
+MAX_SHOWN: Final = 80
+"""Characters of a value in a message."""
+
+
+def quoted(text: str) -> str:
+    """A value as messages show it: in quotes, on one line, not too long."""
+    short = text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+    return '"' + "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in short) + '"'
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,15 +16,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from control_plane.resources import document, kinds
 from control_plane.resources.check import check
 from control_plane.resources.document import Mapping, Node, NotADocument, Scalar, Sequence
-from control_plane.resources.errors import Fault, InvalidResource
+from control_plane.resources.errors import MAX_SHOWN, Fault, InvalidResource, quoted
 from control_plane.resources.kinds import Kind
 from proto.mesh.v1 import api_pb2
 
 MAX_BYTES: Final = 1024 * 1024
 MAX_DOCUMENTS: Final = 100
 """As many as one transaction takes (`ApplyRequest.resources`)."""
-MAX_SHOWN: Final = 80
-"""Characters of a value in a message."""
 _TOP: Final = ("apiVersion", "kind", "metadata", "spec", "status")
 _DURATION: Final = re.compile(r"(\d{1,12})(?:\.(\d{1,9}))?(ms|s|m|h)", re.ASCII)
 _UNIT_NS: Final = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
@@ -107,12 +105,8 @@ def _kind(root: Mapping) -> tuple[Kind | None, list[_Located]]:
     kind = next((kind for kind in kinds.KINDS if isinstance(given, Scalar) and kind.name == given.value), None)
     if kind is None:
         names = [kind.name for kind in kinds.KINDS]
-        text = (
-            "is missing; give one of "
-            if given is None
-            else f"{_shown(given)} is not known{_meant(given, names)}; known: "
-        )
-        return None, [_Located(Fault("kind", text + ", ".join(names), "RMR0007"), document.at(root, ("kind",)))]
+        text = f"is missing; give one of {', '.join(names)}" if given is None else _not_one_of("known", given, names)
+        return None, [_Located(Fault("kind", text, "RMR0007"), document.at(root, ("kind",)))]
     version = root.items.get("apiVersion")
     if not isinstance(version, Scalar) or version.value != kind.api_version:
         text = "is missing" if version is None else f"{_shown(version)} does not fit {kind.name}"
@@ -169,7 +163,7 @@ def _scalar(path: Path, node: Node, field: FieldDescriptor, faults: list[_Locate
     if field.enum_type is not None:
         names = [item.name for item in field.enum_type.values]
         if value not in names:
-            text = f"{_shown(node)} is not allowed{_meant(node, names)}; allowed: {', '.join(names)}"
+            text = _not_one_of("allowed", node, names)
             faults.append(_Located(Fault(_dotted(path), text, "RMR0009"), node.line))
             return 0
         return value
@@ -204,7 +198,7 @@ def _duration(path: Path, node: Node, faults: list[_Located]) -> str:
         nanoseconds = (int(whole) * 10**9 + int(fraction.ljust(9, "0"))) * _UNIT_NS[unit] // 10**9
         if nanoseconds <= _LONGEST_NS:
             return f"{nanoseconds // 10**9}.{nanoseconds % 10**9:09d}s"
-    faults.append(_wrong(path, node, "a duration such as 1s, 100ms, 5m or 1h"))
+    faults.append(_wrong(path, node, "a duration", "one such as 1s, 100ms, 5m or 1h"))
     return "0s"
 
 
@@ -217,7 +211,7 @@ def _timestamp(path: Path, node: Node, faults: list[_Located]) -> str:
             pass
         else:
             return value
-    faults.append(_wrong(path, node, "a time such as 2026-01-31T12:00:00Z"))
+    faults.append(_wrong(path, node, "a time", "one such as 2026-01-31T12:00:00Z"))
     return "1970-01-01T00:00:00Z"
 
 
@@ -251,24 +245,31 @@ def _words(node: Node) -> str:
 def _shown(node: Node) -> str:
     if not isinstance(node, Scalar):
         return _words(node)
-    text = node.text if len(node.text) <= MAX_SHOWN else node.text[: MAX_SHOWN - 3] + "..."
-    return f'"{text}"' if isinstance(node.value, str) else text or "nothing"
+    return quoted(node.text) if isinstance(node.value, str) else node.text[:MAX_SHOWN] or "nothing"
 
 
-def _wrong(path: Path, node: Node, needed: str) -> _Located:
-    way_out = needed
+def _wrong(path: Path, node: Node, needed: str, way_out: str = "") -> _Located:
     if needed == "a text" and isinstance(node, Scalar) and not _is_null(node):
-        way_out = f'it in quotes: "{node.text}"'
-    return _Located(Fault(_dotted(path), f"{_shown(node)} is not {needed}; write {way_out}", "RMR0009"), node.line)
+        way_out = f"it in quotes: {quoted(node.text)}"
+    return _Located(
+        Fault(_dotted(path), f"{_shown(node)} is not {needed}; write {way_out or needed}", "RMR0009"), node.line
+    )
 
 
-def _meant(given: Node | str, known: Iterable[str]) -> str:
-    text = given if isinstance(given, str) else given.text if isinstance(given, Scalar) else ""
-    close = difflib.get_close_matches(text[:MAX_SHOWN], list(known), 1)
-    return f'; did you mean "{close[0]}"?' if close else ""
+def _not_one_of(word: str, node: Node, names: list[str]) -> str:
+    close = _closest(node.text, names) if isinstance(node, Scalar) else None
+    list_of = f"{word}: {', '.join(names)}"
+    if close is None:
+        return f"{_shown(node)} is not {word}; {list_of}"
+    return f"{_shown(node)} is not {word}; did you mean {quoted(close)}? {list_of.capitalize()[0]}{list_of[1:]}"
+
+
+def _closest(text: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(text[:MAX_SHOWN], list(known), 1)), None)
 
 
 def _unknown(around: Mapping, path: Path, key: str, known: Iterable[str]) -> _Located:
-    hint = _meant(key, known) or f"; known here: {', '.join(known) or 'none'}"
-    shown = key if len(key) <= MAX_SHOWN else key[: MAX_SHOWN - 3] + "..."
-    return _Located(Fault(_dotted((*path, shown)), f"unknown field{hint}", "RMR0016"), around.lines[key])
+    close = _closest(key, known)
+    hint = f"did you mean {quoted(close)}?" if close is not None else f"known here: {', '.join(known) or 'none'}"
+    place = _dotted((*path, quoted(key)[1:-1]))
+    return _Located(Fault(place, f"unknown field; {hint}", "RMR0016"), around.lines[key])

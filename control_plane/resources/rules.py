@@ -17,11 +17,9 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from validate import validate_pb2
 
-from control_plane.resources.errors import Fault
+from control_plane.resources.errors import Fault, quoted
 
 MAX_DEPTH: Final = 100
-MAX_SHOWN: Final = 80
-"""Characters of a value in a message."""
 _CODE: Final = "RMR0010"
 _BOUND_NAMES: Final = frozenset(("gt", "gte", "lt", "lte"))
 _NUMBER_RULES: Final = _BOUND_NAMES | {"const", "in", "not_in", "ignore_empty"}
@@ -70,10 +68,10 @@ _WRAPPERS: Final = frozenset(
     for name in ["Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String", "Bytes"]
 )
 _BOUNDS: Final = (
-    ("gt", operator.gt, "more than"),
-    ("gte", operator.ge, "at least"),
-    ("lt", operator.lt, "less than"),
-    ("lte", operator.le, "at most"),
+    ("gt", operator.gt, "more than {} is needed"),
+    ("gte", operator.ge, "at least {} is needed"),
+    ("lt", operator.lt, "less than {} is allowed"),
+    ("lte", operator.le, "at most {} is allowed"),
 )
 
 Complaint = str
@@ -109,7 +107,7 @@ def _inside(field: FieldDescriptor, value: Any, place: str, depth: int) -> Itera
     if field.message_type.full_name in _WRAPPERS:
         return
     if field.message_type.GetOptions().map_entry:
-        for key, item in value.items():
+        for key, item in sorted(value.items(), key=operator.itemgetter(0)):
             if isinstance(item, Message):
                 yield from _whole(item, f"{place}[{key}]", depth + 1)
     elif field.is_repeated:
@@ -225,7 +223,7 @@ def _number(rules: Any, value: Any) -> Iterator[Complaint]:
         return
     for name, holds, words in _BOUNDS:
         if rules.HasField(name) and not holds(value, getattr(rules, name)):
-            yield f"{value} is out of range; {words} {getattr(rules, name)} is needed"
+            yield f"{value} is out of range; {words.format(getattr(rules, name))}"
     if rules.HasField("const") and value != rules.const:
         yield f"{value} is not allowed; {rules.const} is needed"
     if getattr(rules, "in") and value not in getattr(rules, "in"):
@@ -257,7 +255,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 def _string(rules: Any, patterns: tuple[tuple[re.Pattern[str], str], ...], value: str) -> Iterator[Complaint]:
     if rules.ignore_empty and not value:
         return
-    shown = f'"{value if len(value) <= MAX_SHOWN else value[: MAX_SHOWN - 3] + "..."}"'
+    shown = quoted(value)
     if not value and (rules.min_len or rules.min_bytes):
         yield "is missing; it must be given"
         return
@@ -349,11 +347,11 @@ def _map(rules: Any, keys: Rule | None, values: Rule | None, value: Any) -> Iter
     if rules.HasField("max_pairs") and len(value) > rules.max_pairs:
         yield f"has {len(value)} entries; at most {rules.max_pairs} are allowed"
         return
-    for key, item in value.items():
+    for key, item in sorted(value.items()):
         for complaint in keys(key) if keys is not None else ():
             yield f"key {complaint}"
         for complaint in values(item) if values is not None else ():
-            yield f'value of "{str(key)[:MAX_SHOWN]}": {complaint}'
+            yield f"value of {quoted(str(key))}: {complaint}"
 
 
 def _seconds(duration: Any) -> float:
@@ -366,4 +364,4 @@ def _duration(rules: Any, value: Any) -> Iterator[Complaint]:
         if rules.HasField(name):
             bound = _seconds(getattr(rules, name))
             if not holds(given, bound):
-                yield f"{given:g}s is out of range; {words} {bound:g}s is needed"
+                yield f"{given:g}s is out of range; {words.format(f'{bound:g}s')}"

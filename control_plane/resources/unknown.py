@@ -1,6 +1,7 @@
 """Fields that the schema does not know: refused by number, never ignored."""
 
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 
 from google.protobuf.message import Message
@@ -20,7 +21,7 @@ def faults(message: Message, path: str = "") -> Iterator[Fault]:
         if field.message_type is None:
             continue
         if field.message_type.GetOptions().map_entry:
-            for key, item in value.items():
+            for key, item in sorted(value.items(), key=itemgetter(0)):
                 if isinstance(item, Message):
                     yield from faults(item, f"{place}[{key}]")
         elif field.is_repeated:

@@ -34,6 +34,8 @@ TUNNEL: Final = "outbound_tunnel"
 CONNECT_TIMEOUT_S: Final = 1
 MAX_REQUESTS: Final = 100_000
 """Wide enough not to be a limit by itself: limits are what a policy sets."""
+MAX_REGEX_PROGRAM: Final = 1_000_000
+"""Instructions of RE2; above what the largest pattern has that `control_plane.resources.regex` takes."""
 RETRIES: Final = 2
 RETRY_ON: Final = "connect-failure,refused-stream,reset-before-request"
 """Only where the call provably never reached the application."""
@@ -263,7 +265,10 @@ def _route(rule: RuleView) -> Any:
 
 
 def _regex(pattern: str) -> Any:
-    return regex_pb2.RegexMatcher(regex=pattern)
+    # Envoy refuses programs of more than 100 instructions unless it is told otherwise, and a dozen of classes are as many.
+    # The field is deprecated in favour of a runtime key, which only whoever starts Envoy can set.
+    limit = regex_pb2.RegexMatcher.GoogleRE2(max_program_size=_uint(MAX_REGEX_PROGRAM))
+    return regex_pb2.RegexMatcher(regex=pattern, google_re2=limit)
 
 
 def _match(data: bytes) -> Any:

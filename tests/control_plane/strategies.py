@@ -1,0 +1,144 @@
+"""Resources and instances that are valid, by chance (hypothesis)."""
+
+from typing import Any, Final
+
+from hypothesis import strategies as st
+
+from control_plane.resources.check import check
+from proto.mesh.v1 import api_pb2, meta_pb2, policy_pb2, route_pb2, service_pb2
+
+NAMES: Final = st.sampled_from(["orders", "warehouse", "accounts", "a", "0-9", "x" * 63]) | st.from_regex(
+    r"[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?", fullmatch=True
+)
+NAMESPACES: Final = st.sampled_from(["shop", "default", "a-b"])
+PORTS: Final = st.sampled_from([1, 80, 50051, 65535])
+_TEXTS: Final = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Zl", "Zp"]), max_size=20)
+_LABELS: Final = st.dictionaries(_TEXTS.filter(bool), _TEXTS, max_size=3)
+_PATTERNS: Final = st.sampled_from(["v[12]", "a|b", "(?i:x)+", ".*", r"\d{1,3}", "shop\\.[^.]+"])
+_SERVICE_NAMES: Final = st.sampled_from(["bookstore.v1.Warehouse", "bookstore.v1.Orders", "Echo"])
+_METHOD_NAMES: Final = st.sampled_from(["Reserve", "Get", "Buy_2"])
+
+
+@st.composite
+def metadata(draw: st.DrawFn) -> meta_pb2.Metadata:
+    made = meta_pb2.Metadata(
+        name=draw(NAMES),
+        namespace=draw(NAMESPACES),
+        labels=draw(_LABELS),
+        annotations=draw(_LABELS),
+        generation=draw(st.integers(0, 2**63 - 1)),
+        resource_version=draw(st.integers(0, 2**63 - 1)),
+    )
+    if draw(st.booleans()):
+        made.creation_timestamp.FromNanoseconds(draw(st.integers(0, 4 * 10**18)))
+    return made
+
+
+@st.composite
+def _match(draw: st.DrawFn) -> route_pb2.GRPCRouteMatch:
+    match = route_pb2.GRPCRouteMatch()
+    kind = draw(st.sampled_from(["", "Exact", "RegularExpression", "none"]))
+    if kind == "RegularExpression":
+        match.method.CopyFrom(route_pb2.GRPCMethodMatch(type=kind, service=draw(_PATTERNS), method=draw(_PATTERNS)))
+    elif kind != "none":
+        service = draw(_SERVICE_NAMES | st.just(""))
+        method = draw(_METHOD_NAMES | st.just("") if service else _METHOD_NAMES)
+        match.method.CopyFrom(route_pb2.GRPCMethodMatch(type=kind, service=service, method=method))
+    for name in draw(st.lists(st.sampled_from(["x-version", "x-user", "canary-bin"]), max_size=2, unique=True)):
+        how = draw(st.sampled_from(["", "Exact", "RegularExpression"]))
+        match.headers.add(type=how, name=name, value=draw(_PATTERNS))
+    return match
+
+
+@st.composite
+def _rule(draw: st.DrawFn) -> route_pb2.GRPCRouteRule:
+    rule = route_pb2.GRPCRouteRule(matches=draw(st.lists(_match(), max_size=3)))
+    for _ in range(draw(st.integers(1, 3))):
+        backend = rule.backend_refs.add(name=draw(NAMES), namespace=draw(NAMESPACES | st.just("")))
+        if draw(st.booleans()):
+            backend.weight = draw(st.sampled_from([0, 1, 90, 1_000_000]))
+    if all(backend.HasField("weight") and not backend.weight for backend in rule.backend_refs):
+        rule.backend_refs[0].weight = 1
+    return rule
+
+
+@st.composite
+def route_specs(draw: st.DrawFn) -> route_pb2.GRPCRouteSpec:
+    parents = draw(
+        st.lists(st.tuples(NAMES, NAMESPACES | st.just(""), PORTS | st.just(0)), min_size=1, max_size=3, unique=True)
+    )
+    return route_pb2.GRPCRouteSpec(
+        parent_refs=[route_pb2.ParentReference(name=name, namespace=where, port=port) for name, where, port in parents],
+        rules=draw(st.lists(_rule(), min_size=1, max_size=3)),
+    )
+
+
+@st.composite
+def _target_refs(draw: st.DrawFn) -> list[policy_pb2.TargetRef]:
+    names = draw(st.lists(NAMES, min_size=1, max_size=3, unique=True))
+    return [policy_pb2.TargetRef(name=name, kind=draw(st.sampled_from(["", "Service"]))) for name in names]
+
+
+@st.composite
+def _balancing(draw: st.DrawFn) -> policy_pb2.LoadBalancingPolicySpec:
+    algorithm = draw(st.sampled_from(policy_pb2.LoadBalancingPolicySpec.Algorithm.values()))
+    return policy_pb2.LoadBalancingPolicySpec(target_refs=draw(_target_refs()), algorithm=algorithm)
+
+
+@st.composite
+def _limits(draw: st.DrawFn) -> policy_pb2.RateLimitPolicySpec:
+    made = policy_pb2.RateLimitPolicySpec(
+        target_refs=draw(_target_refs()),
+        mode=draw(st.sampled_from(policy_pb2.Mode.values())),
+        requests=draw(st.integers(1, 100_000_000)),
+        burst=draw(st.integers(0, 100_000_000)),
+    )
+    if draw(st.booleans()):
+        made.interval.FromNanoseconds(draw(st.integers(50_000_000, 86_400 * 10**9)))
+    return made
+
+
+@st.composite
+def _services(draw: st.DrawFn) -> service_pb2.ServiceSpec:
+    ports = draw(st.lists(PORTS, max_size=3, unique=True))
+    selector = {} if draw(st.booleans()) else {draw(st.sampled_from(["service", "version", "team"])): draw(NAMES)}
+    return service_pb2.ServiceSpec(
+        ports=[service_pb2.ServicePort(name="grpc", port=port) for port in ports], selector=selector
+    )
+
+
+_SPECS: Final[dict[str, st.SearchStrategy[Any]]] = {
+    "service": _services(),
+    "grpc_route": route_specs(),
+    "load_balancing_policy": _balancing(),
+    "rate_limit_policy": _limits(),
+}
+
+
+@st.composite
+def resources(draw: st.DrawFn) -> api_pb2.Resource:
+    """Any valid resource."""
+    kind = draw(st.sampled_from(sorted(_SPECS)))
+    made = api_pb2.Resource(metadata=draw(metadata()), **{kind: draw(_SPECS[kind])})
+    assert check(made) == []
+    return made
+
+
+@st.composite
+def instances(draw: st.DrawFn) -> service_pb2.Instance:
+    """Any valid instance, as the registry stores it."""
+    return service_pb2.Instance(
+        id=draw(st.from_regex(r"[A-Za-z0-9._-]{1,12}", fullmatch=True)),
+        service=draw(NAMES),
+        namespace=draw(NAMESPACES),
+        address=draw(st.sampled_from(["127.0.0.1", "10.1.2.3", "::1", "2001:db8::1"])),
+        port=draw(PORTS),
+        version=draw(st.sampled_from(["", "v1", "1.2.3+build"])),
+        weight=draw(st.sampled_from([1, 7, 1_000_000])),
+        labels=draw(_LABELS),
+        locality=service_pb2.Locality(
+            region=draw(st.sampled_from(["", "eu"])), zone=draw(st.sampled_from(["", "eu-1"]))
+        ),
+        health=draw(st.sampled_from(service_pb2.Health.values())),
+        node_id=draw(st.sampled_from(["", "node"])),
+    )
