@@ -7,7 +7,6 @@ from typing import Final
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEAD: Final = struct.Struct(">IBI")
 """Length and type in one word, flags, stream id: `(length << 8 | type, flags, stream)`."""
-HEAD_SIZE: Final = 9
 
 DATA: Final = 0
 HEADERS: Final = 1

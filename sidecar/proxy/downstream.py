@@ -62,7 +62,7 @@ class Downstream(Handler, Peer):
         self.worker.now = now
         conn = self.conn
         conn.receive(data, now)
-        if conn.out:
+        if conn.has_output():
             self.mark()
         if conn.is_closed and not self._is_lingering:
             self.worker.stats.protocol_errors += 1
@@ -112,9 +112,8 @@ class Downstream(Handler, Peer):
         if transport is None:
             return
         conn = self.conn
-        if conn.out:
-            out, conn.out = conn.out, bytearray()
-            transport.write(out)
+        if conn.has_output():
+            transport.write(conn.take_output())
         if conn.is_closed:
             self._linger(transport)
         elif conn.is_going_away and not conn.streams:

@@ -79,7 +79,7 @@ class Upstream(Handler, Peer):
         self.worker.now = now
         conn = self.conn
         conn.receive(data, now)
-        if conn.out:
+        if conn.has_output():
             self.mark()
         if conn.is_closed:
             self.worker.stats.protocol_errors += 1
@@ -106,9 +106,8 @@ class Upstream(Handler, Peer):
     def flush(self) -> None:
         """Write what has gathered."""
         conn = self.conn
-        if conn.out and self._transport is not None and not self._is_lost:
-            out, conn.out = conn.out, bytearray()
-            self._transport.write(out)
+        if conn.has_output() and self._transport is not None and not self._is_lost:
+            self._transport.write(conn.take_output())
         if (conn.is_going_away or conn.is_closed) and not conn.streams and self._transport is not None:
             self._transport.close()
 
@@ -118,8 +117,8 @@ class Upstream(Handler, Peer):
             return
         self._is_lost = True
         conn = self.conn
-        if conn.out and self._transport is not None:
-            self._transport.write(conn.out)
+        if conn.has_output() and self._transport is not None:
+            self._transport.write(conn.take_output())
         conn.is_closed = True
         if self._transport is not None:
             self._transport.close()

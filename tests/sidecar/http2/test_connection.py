@@ -73,8 +73,7 @@ def client() -> tuple[Connection, Recorder]:
 
 
 def take(conn: Connection) -> bytes:
-    out, conn.out = bytes(conn.out), bytearray()
-    return out
+    return conn.take_output()
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
