@@ -3,7 +3,11 @@
 import re
 from typing import Final
 
-_DURATION: Final = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h)?$")
+LONGEST_S: Final = 1000 * 3600.0
+SHORTEST_LEASE_S: Final = 5.0
+LONGEST_LEASE_S: Final = 3600.0
+"""As `RegisterRequest.ttl` says."""
+_DURATION: Final = re.compile(r"^([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)?$", re.ASCII)
 _UNIT_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -13,8 +17,8 @@ class UsageError(Exception):
 
 def host_port(text: str, option: str) -> tuple[str, int]:
     """Split HOST:PORT. Raises UsageError."""
-    host, separator, port = text.rpartition(":")
-    if not separator or not host or not port.isdigit() or int(port) > 65535:
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise UsageError(f'{option}: "{text}" is not HOST:PORT, such as 127.0.0.1:15010')
     return host, int(port)
 
@@ -24,7 +28,18 @@ def seconds(text: str, option: str) -> float:
     match = _DURATION.match(text)
     if match is None:
         raise UsageError(f'{option}: "{text}" is no duration, such as 30s, 500ms or 2m')
-    return float(match[1]) * _UNIT_S[match[2] or "s"]
+    found = float(match[1]) * _UNIT_S[match[2] or "s"]
+    if found > LONGEST_S:
+        raise UsageError(f'{option}: "{text}" is too long; at most 1000h')
+    return found
+
+
+def lease_seconds(text: str, option: str) -> float:
+    """How long a lease lasts, as the control plane grants it. Raises UsageError."""
+    found = seconds(text, option)
+    if not SHORTEST_LEASE_S <= found <= LONGEST_LEASE_S:
+        raise UsageError(f'{option}: "{text}" is no lease; from 5s to 1h')
+    return found
 
 
 def service_name(text: str) -> tuple[str, str]:

@@ -4,14 +4,22 @@ What fails is said in one line on standard error; tracebacks are for bugs only. 
 line on purpose: there is one beside every service, and typer and rich would cost each of them 13 MiB and a tenth of a second.
 """
 
+import os
+import signal
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from remora import environment, exits
 
 
+def _interrupted(number: int, frame: object) -> NoReturn:
+    os._exit(exits.INTERRUPTED)
+
+
 def main() -> NoReturn:
     """Run the command of `sys.argv` and exit."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupted)  # while modules load there is nothing to clean up
     environment.prepare()
     words = sys.argv[1:]
     if len(words) == 3 and words[0] == "sidecar" and words[1] in ("-c", "--config"):
@@ -25,7 +33,10 @@ def _run() -> int:
     from remora.addresses import UsageError
     from remora.commands import app
     from remora.commands.failure import Failure
+    from remora.output import OutputClosed, OutputFailed
 
+    if signal.getsignal(signal.SIGINT) is _interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return app(standalone_mode=False) or exits.DONE
     except UsageError as error:
@@ -36,9 +47,11 @@ def _run() -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return exits.INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has seen enough
+    except OutputClosed:
         return exits.DONE
+    except OutputFailed as error:
+        print(f"remora: {error}", file=sys.stderr)
+        return exits.NO
     except Exception as error:
         code = _usage_code(error)
         if code is None:
@@ -46,14 +59,18 @@ def _run() -> int:
         return code
 
 
-def _usage_code(error: Exception) -> int | None:
-    """The exit code of what typer says of wrong usage; None for any other exception."""
+def _usage_code(error: Any) -> int | None:
+    """The exit code of what typer says of wrong usage, said in one line; None for any other exception."""
     import typer
 
-    show = getattr(error, "show", None)
-    if show is not None and hasattr(error, "exit_code"):
-        show()
-        return exits.BAD_INPUT
     if isinstance(error, typer.Abort):
         return exits.INTERRUPTED
-    return None
+    if not hasattr(error, "format_message"):
+        return None
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "remora"
+    text = error.format_message()
+    if text:  # none if it was only `remora`, whose help has been printed
+        text = text[0].lower() + text[1:].replace("Value error, ", "").removesuffix(".")
+        print(f"{command}: {text}; `{command} -h` tells more", file=sys.stderr)
+    return exits.BAD_INPUT

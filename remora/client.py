@@ -1,7 +1,6 @@
 """The control plane as the commands see it: its API over gRPC, its errors as sentences with exit codes."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
@@ -9,6 +8,7 @@ import grpc
 
 from proto.mesh.v1 import api_pb2_grpc
 from remora import exits
+from remora.addresses import host_port
 from remora.commands.failure import Failure
 
 T = TypeVar("T")
@@ -19,12 +19,18 @@ _EXITS: Final = {
     grpc.StatusCode.UNAVAILABLE: exits.UNREACHABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED: exits.TIME_OVER,
 }
+# How gRPC's core words what it found out by itself; everything else is the control plane's own words.
+_NOBODY_THERE: Final = ("failed to connect", "errors resolving", "DNS resolution failed")
+_BROKEN_OFF: Final = ("Socket closed", "recvmsg:", "sendmsg:", "Stream removed", "GOAWAY received", "connection reset")
+_NO_ANSWER: Final = "Deadline Exceeded"
 
 
 class ControlPlane:
     """A connection to a control plane; used as a context manager."""
 
     def __init__(self, server: str) -> None:
+        """Raises UsageError. Nothing is connected before the first call."""
+        host_port(server, "--server")
         self._server = server
         self._channel = grpc.insecure_channel(
             server,
@@ -44,23 +50,24 @@ class ControlPlane:
 
     def call(self, method: Callable[..., T], request: Any, timeout_s: float = CALL_TIMEOUT_S) -> T:
         """Call and wait. Raises Failure."""
-        with self.failures():
-            return method(request, timeout=timeout_s)
-
-    @contextmanager
-    def failures(self) -> Iterator[None]:
-        """Turn errors of calls into Failure."""
         try:
-            yield
+            return method(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            raise self._failure(error) from None
+            raise self._failure(error, timeout_s) from None
 
-    def _failure(self, error: Any) -> Failure:
+    def _failure(self, error: Any, timeout_s: float) -> Failure:
         code, details = error.code(), error.details() or ""
         exit_code = _EXITS.get(code, exits.NO)
-        if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in details:
+        if code is grpc.StatusCode.UNAVAILABLE and details.startswith(_NOBODY_THERE):
             text = f"no control plane at {self._server}; start one with `remora up`, or say where it is with --server or REMORA_SERVER"
             return Failure(text, exit_code)
+        if code is grpc.StatusCode.UNAVAILABLE and details.startswith(_BROKEN_OFF):
+            text = f"the control plane at {self._server} went away before it answered; it may have done what was asked"
+            return Failure(text, exit_code)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED and details == _NO_ANSWER:
+            return Failure(
+                f"the control plane at {self._server} did not answer within {timeout_s:g} s", exits.UNREACHABLE
+            )
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return Failure(
                 f"{self._server} is no Remora control plane, or one of another release: {details}", exit_code

@@ -3,8 +3,8 @@
 import os
 from typing import Final
 
-_OURS: Final = {"GRPC_VERBOSITY": "ERROR"}
-"""gRPC's core tells of every fork on standard error."""
+_OURS: Final = {"GRPC_VERBOSITY": "NONE"}
+"""gRPC's core tells of every fork, and of every port that is taken, on standard error; what matters of it we say ourselves."""
 _set: list[str] = []
 
 

@@ -1,11 +1,20 @@
 """What commands print: tables for people, JSON and YAML for programs; data on standard output, all else on standard error."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from io import StringIO
 from typing import Any
+
+
+class OutputClosed(Exception):
+    """Whoever read our standard output has seen enough."""
+
+
+class OutputFailed(Exception):
+    """Standard output cannot be written; the text says why."""
 
 
 class Output(StrEnum):
@@ -14,6 +23,17 @@ class Output(StrEnum):
     table = "table"
     json = "json"
     yaml = "yaml"
+
+
+def line(text: str) -> None:
+    """Data, on standard output, at once. Raises OutputClosed, OutputFailed."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+        if isinstance(error, BrokenPipeError):
+            raise OutputClosed from None
+        raise OutputFailed(f"cannot write to standard output: {(error.strerror or str(error)).lower()}") from None
 
 
 def note(text: str) -> None:
@@ -35,7 +55,7 @@ def to_yaml(data: Any) -> str:
 
 def show(data: Any, output: Output) -> None:
     """Print data as JSON or YAML."""
-    print(json.dumps(data, indent=2, ensure_ascii=False) if output is Output.json else to_yaml(data).rstrip())
+    line(json.dumps(data, indent=2, ensure_ascii=False) if output is Output.json else to_yaml(data).rstrip())
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
@@ -46,8 +66,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) 
         return
     if not sys.stdout.isatty():
         widths = [max(len(row[place]) for row in [list(columns), *cells]) for place in range(len(columns))]
-        for row in [list(columns), *cells]:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        padded = (
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in [list(columns), *cells]
+        )
+        line("\n".join(padded))
         return
     from rich import box
     from rich.console import Console

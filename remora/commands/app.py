@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from remora.output import line
+
 app = typer.Typer(
     name="remora",
     help="A gRPC service mesh: control plane, sidecars, and what to ask them.",
@@ -18,7 +20,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        print(f"remora {version('remora')}")
+        line(f"remora {version('remora')}")
         raise typer.Exit
 
 

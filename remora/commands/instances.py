@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from remora import exits
-from remora.addresses import UsageError, host_port, seconds, service_name
+from remora.addresses import host_port, lease_seconds, service_name
 from remora.commands.app import app
-from remora.commands.options import DEFAULT_SERVER, OutputOption, Server, Service
-from remora.output import Output, note, show, table
+from remora.commands.options import DEFAULT_SERVER, OutputOption, Server, Service, Weight
+from remora.output import Output, line, note, show, table
 
 if TYPE_CHECKING:
     from proto.mesh.v1 import service_pb2
@@ -61,7 +61,7 @@ def register(
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where it takes calls; an IP address.")],
     version: Annotated[str, typer.Option(help="Its version.")] = "",
     ttl: Annotated[str, typer.Option(help="How long it stays after this command ended badly.")] = "10s",
-    weight: Annotated[int, typer.Option(help="Share of calls beside the others.")] = 1,
+    weight: Weight = 1,
     server: Server = DEFAULT_SERVER,
 ) -> None:
     """Register an instance that has no `remora run`, and keep its lease until this command is stopped."""
@@ -75,10 +75,9 @@ def register(
     instance = service_pb2.Instance(
         id=_id(address), service=name, namespace=namespace, address=host, port=port, version=version, weight=weight
     )
-    ttl_s = seconds(ttl, "--ttl")
-    if ttl_s < 5:
-        raise UsageError(f'--ttl: "{ttl}" is too short; 5s is the shortest lease')
-    code = uvloop.run(keep_registered(server, instance, ttl_s, note))
+    code = uvloop.run(
+        keep_registered(server, instance, lease_seconds(ttl, "--ttl"), lambda text: note(f"remora register: {text}"))
+    )
     raise typer.Exit(code)
 
 
@@ -99,7 +98,7 @@ def deregister(
             if address in (item.id, f"{item.address}:{item.port}"):
                 key = api_pb2.InstanceKey(service=item.service, namespace=item.namespace, id=item.id)
                 plane.call(plane.registry.Deregister, api_pb2.DeregisterRequest(instance=key))
-                print(f"{item.id} of {name}.{namespace} deregistered")
+                line(f"{item.id} of {name}.{namespace} deregistered")
                 return
     note(f"no instance {address} of {name}.{namespace} is registered")
     raise typer.Exit(exits.NO)

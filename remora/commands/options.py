@@ -12,4 +12,5 @@ Server = Annotated[str, typer.Option("--server", envvar="REMORA_SERVER", help="H
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to print.")]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Namespace.")]
 File = Annotated[list[str], typer.Option("--filename", "--file", "-f", help="YAML file, or - for standard input.")]
+Weight = Annotated[int, typer.Option(min=1, max=1_000_000, help="Share of calls beside the other instances.")]
 Service = Annotated[str, typer.Argument(metavar="NAME[.NAMESPACE]", help="The service.")]

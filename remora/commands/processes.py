@@ -4,9 +4,10 @@ from typing import Annotated
 
 import typer
 
-from remora.addresses import UsageError, host_port, seconds, service_name
+from remora.addresses import UsageError, host_port, lease_seconds, seconds, service_name
 from remora.commands.app import app
-from remora.commands.options import DEFAULT_SERVER, Server
+from remora.commands.options import DEFAULT_SERVER, Server, Weight
+from remora.output import line
 
 Engine = Annotated[str, typer.Option(help="The data plane: remora or envoy.")]
 ServiceOption = Annotated[str, typer.Option("--service", metavar="NAME[.NAMESPACE]", help="The service it is part of.")]
@@ -41,12 +42,16 @@ def sidecar(
 @app.command(context_settings={"allow_interspersed_args": False})
 def run(
     service: ServiceOption,
-    command: Annotated[list[str], typer.Argument(metavar="-- CMD…", help="The program and its arguments.")],
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="-- CMD…", help="The program and its arguments.")
+    ] = None,
     version: Version = "",
     engine: Engine = "remora",
-    port: Annotated[int, typer.Option(help="Port that the program listens on; default: a free one, told as PORT.")] = 0,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port that the program listens on; default: a free one, told as PORT.")
+    ] = 0,
     instance: Annotated[str, typer.Option(help="Name of this instance; default: made up.")] = "",
-    weight: Annotated[int, typer.Option(help="Share of calls beside the other instances.")] = 1,
+    weight: Weight = 1,
     ttl: Annotated[str, typer.Option(help="How long it stays registered after it vanished.")] = "10s",
     server: Server = DEFAULT_SERVER,
 ) -> None:
@@ -60,11 +65,11 @@ def run(
         version=version,
         engine=engine,
         server=host_port(server, "--server"),
-        command=split_command(command),
+        command=split_command(command or ()),
         port=port,
         instance_id=instance,
         weight=weight,
-        ttl_s=seconds(ttl, "--ttl"),
+        ttl_s=lease_seconds(ttl, "--ttl"),
     )
     raise typer.Exit(run_command(spec))
 
@@ -103,7 +108,7 @@ def bootstrap(
         outbound=host_port(outbound, "--outbound"),
         admin=host_port(admin, "--admin"),
     )
-    print(json.dumps(writer.WRITERS[engine](spec), indent=2))
+    line(json.dumps(writer.WRITERS[engine](spec), indent=2))
 
 
 @app.command()

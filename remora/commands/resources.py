@@ -12,7 +12,7 @@ from remora import exits
 from remora.addresses import UsageError, seconds
 from remora.commands.app import app
 from remora.commands.options import DEFAULT_SERVER, File, Namespace, OutputOption, Server
-from remora.output import Output, note, show, table, to_yaml
+from remora.output import Output, line, note, show, table, to_yaml
 
 if TYPE_CHECKING:
     from proto.mesh.v1 import api_pb2
@@ -74,7 +74,7 @@ def apply(
         for applied in answer.applied:
             outcome = _OUTCOMES[applied.outcome] + (" (dry run)" if dry_run else "")
             if output is Output.table:
-                print(f"{_name(applied.resource)} {outcome}", flush=True)
+                line(f"{_name(applied.resource)} {outcome}")
             for condition in applied.resource.status.conditions:
                 if condition.status == "False":
                     note(f"  {condition.type} is false: {condition.message} ({condition.reason})")
@@ -162,7 +162,7 @@ def delete(
     with ControlPlane(server) as plane:
         asked = api_pb2.DeleteRequest(kind=kind, namespace=namespace, name=name)
         answer = plane.call(plane.resources.Delete, asked)
-        print(f"{kind} {namespace}/{name} deleted", flush=True)
+        line(f"{kind} {namespace}/{name} deleted")
         if wait:
             request = api_pb2.WaitProgrammedRequest(revision=answer.revision)
             request.timeout.FromNanoseconds(int(timeout_s * 1e9))
@@ -187,7 +187,8 @@ def diff(filename: File, server: Server = DEFAULT_SERVER) -> None:
         lines += difflib.unified_diff(
             before.splitlines(), _plain(resource).splitlines(), f"stored {name}", f"given {name}", lineterm=""
         )
-    print("\n".join(lines), end="\n" if lines else "")
+    if lines:
+        line("\n".join(lines))
     raise typer.Exit(exits.NO if lines else exits.DONE)
 
 
