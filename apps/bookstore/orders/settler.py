@@ -55,13 +55,15 @@ class Settler:
         """Round after round, for ever."""
         while True:
             try:
-                if await self._database.look(orderbook.is_any_due, now_ms()):
-                    await self._round()
+                await self.settle_due()
             except DatabaseAway as error:
                 log.warning("the settler waits for the database: %s", error)
             await asyncio.sleep(ROUND_INTERVAL_S)
 
-    async def _round(self) -> None:
+    async def settle_due(self) -> None:
+        """One round. Raises DatabaseAway."""
+        if not await self._database.look(orderbook.is_any_due, now_ms()):
+            return
         loop = asyncio.get_running_loop()
         end = loop.time() + ROUND_TIMEOUT_S
         now = now_ms()
