@@ -1,0 +1,96 @@
+"""Runs a replica: `python -m apps.transactions.coordinator --log sqlite:///transactions.db`."""
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from apps.transactions.calling import Caller
+from apps.transactions.coordinator.engine import Engine, Settings
+from apps.transactions.coordinator.log import LogUnavailable
+from apps.transactions.coordinator.service import MAX_MESSAGE_BYTES, CoordinatorService
+from apps.transactions.coordinator.sql import SqlLog, open_log_engine
+from proto.transactions.v1 import coordinator_pb2 as pb
+from proto.transactions.v1 import coordinator_pb2_grpc as pb_grpc
+
+STOP_GRACE_S: Final = 5.0
+EXIT_DONE: Final = 0
+EXIT_BAD_INPUT: Final = 2
+SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    listen: str
+    log: str
+    http: int
+    settings: Settings
+    is_log_synchronous: bool = True
+
+
+async def serve(arguments: Arguments, stop: asyncio.Event) -> int:
+    """Serve until `stop`; the exit code."""
+    try:
+        log = SqlLog(open_log_engine(arguments.log, is_synchronous=arguments.is_log_synchronous))
+    except LogUnavailable as error:
+        print(f"coordinator: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
+    server = grpc.aio.server(options=options)
+    try:
+        port = server.add_insecure_port(arguments.listen)
+    except RuntimeError:
+        print(f"coordinator: --listen {arguments.listen} is taken, or may not be used", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    healths = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(healths, server)
+    reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    calls = Caller()
+    async with Engine(log, calls, arguments.settings) as engine:
+        pb_grpc.add_CoordinatorServicer_to_server(CoordinatorService(engine), server)
+        await server.start()
+        await healths.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
+        host = arguments.listen.rpartition(":")[0]
+        print(f"coordinator {arguments.settings.name}: listening on {host}:{port}", file=sys.stderr, flush=True)
+        await stop.wait()
+        await healths.enter_graceful_shutdown()
+        await server.stop(STOP_GRACE_S)
+    await calls.close()
+    await log.close()
+    return EXIT_DONE
+
+
+async def _run(arguments: Arguments) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return await serve(arguments, stop)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="coordinator", description="Sees transactions through.")
+    parser.add_argument("--listen", default="127.0.0.1:36790", help="address of the gRPC API; port 0 picks a free one")
+    parser.add_argument("--log", default="sqlite:///transactions.db", help="SQLAlchemy URL of the log")
+    parser.add_argument("--http", type=int, default=0, help="port of /metrics on 127.0.0.1; 0: none")
+    parser.add_argument(
+        "--name", default="", help="unique among the replicas; default: the host's name and the address"
+    )
+    given = parser.parse_args()
+    name = given.name or f"{socket.gethostname()}-{given.listen if not given.listen.endswith(':0') else os.getpid()}"
+    if given.http:
+        start_http_server(given.http, "127.0.0.1")
+    return asyncio.run(_run(Arguments(given.listen, given.log, given.http, Settings(name))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

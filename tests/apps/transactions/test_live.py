@@ -1,0 +1,421 @@
+"""Transactions over real sockets and databases: every mode, to both ends; replicas; bad input."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+
+from apps.transactions.barrier import Refused, mark
+from apps.transactions.client import NotEnded, RolledBack
+from apps.transactions.coordinator.log import Fenced
+from proto.transactions.v1 import coordinator_pb2 as pb
+from tests.apps.transactions import bank
+from tests.apps.transactions.bank import request
+from tests.apps.transactions.live import QUICK, World, world
+from tests.waiting import eventually_async
+
+
+@pytest.fixture
+async def shop(tmp_path: Path) -> AsyncIterator[World]:
+    async with world(tmp_path) as made:
+        yield made
+
+
+def held(shop: World) -> dict[str, tuple[int, int]]:
+    return bank.holdings(shop.warehouse.database) | bank.holdings(shop.accounts.database)
+
+
+UNTOUCHED = {"books": (10, 0), "sold": (0, 0), "reader": (100, 0), "till": (0, 0)}
+BOUGHT = {"books": (9, 0), "sold": (0, 0), "reader": (70, 0), "till": (30, 0)}
+
+
+async def state(shop: World, gid: str) -> str:
+    return pb.State.Name((await shop.one.client.query(gid)).state)
+
+
+# Saga
+
+
+def purchase(shop: World, gid: str, price: int = 30) -> Any:
+    move, back = shop.accounts.url("Move"), shop.accounts.url("MoveBack")
+    saga = shop.one.client.saga(gid)
+    saga.step("take", shop.warehouse.url("Move"), request("books", -1), undo=shop.warehouse.url("MoveBack"))
+    saga.step("debit", move, request("reader", -price), undo=back)
+    return saga.step("credit", move, request("till", price), undo=None)
+
+
+async def test_a_saga_takes_effect_in_every_service(shop: World) -> None:
+    ended = await purchase(shop, "g").run()
+    assert ended.state == pb.SUCCEEDED
+    assert held(shop) == BOUGHT
+    await purchase(shop, "g").run()
+    assert held(shop) == BOUGHT, "the same gid again buys nothing more"
+
+
+async def test_a_refused_step_takes_the_whole_saga_back(shop: World) -> None:
+    with pytest.raises(RolledBack, match="debit: ABORTED: reader has too little"):
+        await purchase(shop, "g", price=130).run()
+    assert held(shop) == UNTOUCHED
+    assert [row[2] for row in bank.ledger(shop.warehouse.database)] == ["action", "compensate"]
+
+
+async def test_a_saga_costs_two_writes_and_one_more_before_the_step_without_a_way_back(shop: World) -> None:
+    before = shop.one.log.writes
+    saga = shop.one.client.saga("g")
+    for name in ("books", "sold"):
+        saga.step(name, shop.warehouse.url("Move"), request(name, 1), undo=shop.warehouse.url("MoveBack"), after=())
+    await saga.run()
+    middle = shop.one.log.writes
+    await purchase(shop, "h").run()
+    # The replica's signs of life are writes too; they are few.
+    assert 2 <= middle - before <= 4
+    assert 3 <= shop.one.log.writes - middle <= 5
+
+
+# TCC
+
+
+async def reserve(shop: World, tcc: Any, price: int = 30) -> None:
+    for name, at, body in (
+        ("ship", shop.warehouse, request("books", -1)),
+        ("debit", shop.accounts, request("reader", -price)),
+        ("credit", shop.accounts, request("till", price)),
+    ):
+        await tcc.call(name, at.url("Reserve"), body, confirm=at.url("Confirm"), cancel=at.url("Cancel"))
+
+
+async def test_what_was_tried_is_frozen_and_then_confirmed(shop: World) -> None:
+    async with shop.one.client.tcc("g") as tcc:
+        await reserve(shop, tcc)
+        assert held(shop) == {"books": (9, 1), "sold": (0, 0), "reader": (70, 30), "till": (0, 0)}
+    assert held(shop) == BOUGHT
+
+
+async def test_a_refused_try_cancels_the_others(shop: World) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="reader has too little"):
+        async with shop.one.client.tcc("g") as tcc:
+            await reserve(shop, tcc, price=130)
+    await eventually_async(lambda: held(shop) == UNTOUCHED)
+    await eventually_async(lambda: is_state(shop, "g", "FAILED"))
+
+
+async def is_state(shop: World, gid: str, wanted: str) -> bool:
+    return await state(shop, gid) == wanted
+
+
+async def test_an_initiator_that_vanishes_has_its_tries_cancelled(shop: World) -> None:
+    tcc = shop.one.client.tcc("g", timeout_s=0.3)
+    await tcc.__aenter__()
+    await reserve(shop, tcc)
+    await eventually_async(lambda: held(shop) == UNTOUCHED)
+    with pytest.raises(RolledBack, match="time over"):
+        await tcc.__aexit__(None, None, None)
+
+
+# Two-phase message
+
+
+def message(shop: World, gid: str, timeout_s: float = 30.0) -> Any:
+    made = shop.one.client.message(gid, query=shop.accounts.url("Move"), timeout_s=timeout_s)
+    return made.deliver("ship", shop.warehouse.url("Move"), request("books", -1))
+
+
+def pay(shop: World, gid: str) -> None:
+    """The initiator's local transaction."""
+    with shop.accounts.database.begin() as connection:
+        bank.change(connection, None, "reader", -30, 0)
+        bank.change(connection, None, "till", 30, 0)
+        mark(connection, gid)
+
+
+async def test_a_message_is_delivered_when_the_local_transaction_has_committed(shop: World) -> None:
+    async with message(shop, "g"):
+        pay(shop, "g")
+    assert held(shop) == BOUGHT
+
+
+async def test_a_message_whose_initiator_dies_behind_its_commit_is_delivered(shop: World) -> None:
+    await message(shop, "g", timeout_s=0.2).__aenter__()
+    pay(shop, "g")
+    await eventually_async(lambda: held(shop) == BOUGHT)
+
+
+async def test_a_message_whose_initiator_dies_before_its_commit_is_not_and_the_commit_cannot_follow(
+    shop: World,
+) -> None:
+    await message(shop, "g", timeout_s=0.2).__aenter__()
+    await eventually_async(lambda: is_state(shop, "g", "FAILED"))
+    with pytest.raises(Refused, match="was given up"):
+        pay(shop, "g")
+    assert held(shop) == UNTOUCHED
+
+
+async def test_a_local_transaction_that_fails_delivers_nothing(shop: World) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with message(shop, "g"):
+            raise ZeroDivisionError
+    await eventually_async(lambda: is_state(shop, "g", "FAILED"))
+    assert held(shop) == UNTOUCHED
+
+
+# Trouble
+
+
+async def test_a_participant_that_is_away_makes_a_dead_letter_and_its_return_ends_it(shop: World) -> None:
+    saga = shop.one.client.saga("g")
+    shop.one.client.wait_s = 0.1
+    saga.step(
+        "take", "grpc://127.0.0.1:1/bank.Bank/Move", request("books", -1), undo="grpc://127.0.0.1:1/bank.Bank/Move"
+    )
+    with pytest.raises(NotEnded, match="g is running still"):
+        await saga.run()
+    stub = shop.one.client.stub
+
+    async def is_dead() -> bool:
+        found = await stub.List(pb.ListRequest(only_dead_letters=True))
+        return [each.gid for each in found.transactions] == ["g"]
+
+    await eventually_async(is_dead)
+    shown = await shop.one.client.query("g")
+    assert (shown.is_dead_letter, shown.progress[0].attempts >= QUICK.retries.dead_after) == (True, True)
+    assert "UNAVAILABLE" in shown.progress[0].last_error
+    assert not (await stub.Retry(pb.RetryRequest(gid="g"))).is_dead_letter
+    await eventually_async(is_dead, message="it fails again, and is a dead letter again")
+    await stub.Abort(pb.AbortRequest(gid="g", reason="the warehouse burnt down"))
+    forced = await stub.Force(pb.ForceRequest(gid="g", reason="nothing left to take back; Kim"))
+    assert (forced.state, forced.reason) == (pb.FAILED, "forced: nothing left to take back; Kim")
+
+
+async def test_an_undecided_transaction_is_not_forced(shop: World) -> None:
+    await shop.one.client.tcc("g").__aenter__()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await shop.one.client.stub.Force(pb.ForceRequest(gid="g", reason="me"))
+    assert (caught.value.code(), reason(caught.value)) == (grpc.StatusCode.FAILED_PRECONDITION, "DECIDED")
+
+
+async def test_what_is_decided_is_not_aborted(shop: World) -> None:
+    await purchase(shop, "g").run()
+    with pytest.raises(grpc.aio.AioRpcError, match="g is succeeded"):
+        await shop.one.client.stub.Abort(pb.AbortRequest(gid="g"))
+
+
+# Replicas
+
+
+async def test_a_transaction_is_begun_at_one_replica_and_submitted_at_another(shop: World) -> None:
+    async with shop.other() as two:
+        tcc = shop.one.client.tcc("g")
+        await tcc.__aenter__()
+        await reserve(shop, tcc)
+        ended = await two.client.submit(pb.SubmitRequest(gid="g"))
+        assert ended.state == pb.SUCCEEDED
+        assert held(shop) == BOUGHT
+        assert (await shop.one.client.query("g")).token == 2
+        again = await shop.one.client.submit(pb.SubmitRequest(gid="g"))
+        assert again.state == pb.SUCCEEDED
+
+
+async def test_a_replica_that_ends_leaves_its_transactions_to_the_others(shop: World, tmp_path: Path) -> None:
+    async with shop.other() as two:
+        tcc = two.client.tcc("g", timeout_s=0.5)
+        await tcc.__aenter__()
+        await reserve(shop, tcc)
+    await eventually_async(lambda: held(shop) == UNTOUCHED)
+    assert (await shop.one.client.query("g")).owner.startswith("one:")
+
+
+async def test_a_replica_that_was_taken_for_dead_cannot_write_any_more(shop: World) -> None:
+    async with shop.other(
+        replace(QUICK, name="two", session_ttl_s=3600.0)
+    ) as paused:  # gives no sign of life for an hour
+        tcc = paused.client.tcc("g")
+        await tcc.__aenter__()
+        await reserve(shop, tcc)
+        stale = await paused.log.read("g")
+        assert stale is not None
+
+        async def is_taken_over() -> bool:
+            return (await shop.one.client.query("g")).owner.startswith("one:")
+
+        await eventually_async(is_taken_over)
+        with pytest.raises(Fenced):
+            await paused.log.write(stale, stale.token)
+        # What it is asked to do it does all the same, with a token of its own, or not at all.
+        ended = await paused.client.submit(pb.SubmitRequest(gid="g"))
+        assert ended.state == pb.SUCCEEDED
+        assert held(shop) == BOUGHT
+
+
+async def test_whoever_waits_at_the_wrong_replica_waits_all_the_same(shop: World) -> None:
+    async with shop.other() as two:
+        one, other = await asyncio.gather(purchase(shop, "g").run(), submit_at(two.client, shop, "g"))
+        assert (one.state, other.state) == (pb.SUCCEEDED, pb.SUCCEEDED)
+        assert held(shop) == BOUGHT
+
+
+async def submit_at(client: Any, shop: World, gid: str) -> Any:
+    saga = purchase(shop, gid)
+    return await client.submit(pb.SubmitRequest(gid=gid, mode=pb.SAGA, branches=saga._branches, options=saga._options))
+
+
+# Bad input
+
+
+def reason(error: grpc.aio.AioRpcError) -> str:
+    trailing: dict[str, Any] = {str(key): value for key, value in error.trailing_metadata() or ()}
+    info = error_details_pb2.ErrorInfo()
+    status = status_pb2.Status.FromString(trailing["grpc-status-details-bin"])
+    assert any(each.Unpack(info) for each in status.details)
+    assert info.domain == "transactions"
+    return str(info.reason)
+
+
+GOOD = pb.Call(target="grpc://there:1/a.B/C", body=b"x")
+
+
+def branch(name: str = "a", **changes: Any) -> pb.Branch:
+    made = pb.Branch(name=name, forward=GOOD, undo=GOOD)
+    made.MergeFrom(pb.Branch(**changes))
+    return made
+
+
+def one_way(name: str, *after: str) -> pb.Branch:
+    return pb.Branch(name=name, forward=GOOD, cannot_be_undone=True, after=after)
+
+
+BAD = [
+    (pb.SubmitRequest(branches=[branch()]), "BAD_MODE", "mode: 0 is not known; one of SAGA, TCC, XA, MESSAGE is"),
+    (pb.SubmitRequest(gid="a b"), "NO_SUCH_GID", "there is no transaction 'a b'"),
+    (pb.SubmitRequest(gid="a b", mode=pb.SAGA, branches=[branch()]), "BAD_NAME", "gid: 'a b' has characters"),
+    (pb.SubmitRequest(mode=pb.SAGA), "NO_BRANCH", "branches: there are none; give at least one"),
+    (pb.SubmitRequest(mode=pb.SAGA, branches=[branch(), branch()]), "BRANCH_TWICE", "names are unique"),
+    (pb.SubmitRequest(mode=pb.SAGA, branches=[branch(after=["z"])]), "UNKNOWN_BRANCH", 'there is no branch "z"'),
+    (
+        pb.SubmitRequest(
+            mode=pb.SAGA, branches=[branch("a", after=["b"]), branch("b", after=["c"]), branch("c", after=["a"])]
+        ),
+        "CYCLE",
+        "a after b after c after a is a circle",
+    ),
+    (pb.SubmitRequest(mode=pb.SAGA, branches=[branch(after=["a"])]), "CYCLE", "a after a is a circle"),
+    (
+        pb.SubmitRequest(mode=pb.SAGA, branches=[pb.Branch(name="a", forward=GOOD)]),
+        "NO_COMPENSATION",
+        "or say cannot_be_undone",
+    ),
+    (pb.SubmitRequest(mode=pb.SAGA, branches=[pb.Branch(name="a", undo=GOOD)]), "NO_CALL", 'give the action of "a"'),
+    (pb.SubmitRequest(mode=pb.SAGA, branches=[one_way("a"), branch("b", after=["a"])]), "NO_WAY_BACK", "come last"),
+    (
+        pb.SubmitRequest(mode=pb.TCC, branches=[pb.Branch(name="a", finish=GOOD)]),
+        "NO_COMPENSATION",
+        'give cancel of "a"',
+    ),
+    (pb.SubmitRequest(mode=pb.TCC, branches=[one_way("a")]), "BAD_OPTION", "only a saga's step"),
+    (pb.SubmitRequest(mode=pb.MESSAGE, branches=[branch(finish=GOOD)]), "BAD_CALL", "a message has no such call"),
+    (
+        pb.SubmitRequest(mode=pb.SAGA, branches=[branch(forward=pb.Call(target="http://there/x"))]),
+        "UNKNOWN_SCHEME",
+        '"http://there/x" has a scheme that is not known; grpc:// is',
+    ),
+    (
+        pb.SubmitRequest(mode=pb.SAGA, branches=[branch(forward=pb.Call(target="grpc://there"))]),
+        "BAD_TARGET",
+        "is not grpc://HOST:PORT/PACKAGE.SERVICE/METHOD",
+    ),
+    (
+        pb.SubmitRequest(mode=pb.SAGA, branches=[branch(forward=pb.Call(target=GOOD.target, body=b"x" * 65537))]),
+        "PAYLOAD_LIMIT",
+        "65537 bytes; at most 65536 are taken",
+    ),
+    (
+        pb.SubmitRequest(
+            mode=pb.SAGA,
+            branches=[branch(str(i), forward=pb.Call(target=GOOD.target, body=b"x" * 65000)) for i in range(9)],
+        ),
+        "PAYLOAD_LIMIT",
+        "at most 524288 are taken",
+    ),
+    (
+        pb.SubmitRequest(mode=pb.SAGA, branches=[branch(str(i)) for i in range(65)]),
+        "TOO_MANY_BRANCHES",
+        "65 are too many",
+    ),
+    (
+        pb.SubmitRequest(mode=pb.SAGA, branches=[branch()], options=pb.Options(timeout_s=-1)),
+        "BAD_TIMEOUT",
+        "-1 is out of range",
+    ),
+    (
+        pb.SubmitRequest(mode=pb.TCC, branches=[branch()], options=pb.Options(forward_only=True)),
+        "BAD_OPTION",
+        "only a saga",
+    ),
+    (pb.SubmitRequest(mode=pb.SAGA, branches=[branch()], wait_s=61), "BAD_WAIT", "61 is out of range"),
+    (
+        pb.BeginRequest(mode=pb.MESSAGE, branches=[pb.Branch(name="a", finish=GOOD)]),
+        "NO_QUERY",
+        "options.query: is missing",
+    ),
+    (pb.ListRequest(limit=5000), "BAD_LIMIT", "5000 is out of range"),
+    (pb.QueryRequest(gid="nobody"), "NO_SUCH_GID", "there is no transaction 'nobody'"),
+    (pb.ForceRequest(gid="nobody"), "NO_REASON", "say why"),
+]
+
+
+@pytest.mark.parametrize(("asked", "why", "text"), BAD, ids=[f"{why}-{index}" for index, (_, why, _) in enumerate(BAD)])
+async def test_bad_input_is_refused_by_name_and_nothing_is_written(
+    shop: World, asked: Any, why: str, text: str
+) -> None:
+    method = getattr(shop.one.client.stub, type(asked).__name__.removesuffix("Request"))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await method(asked)
+    expected = grpc.StatusCode.NOT_FOUND if why == "NO_SUCH_GID" else grpc.StatusCode.INVALID_ARGUMENT
+    assert (caught.value.code(), reason(caught.value)) == (expected, why)
+    assert text in (caught.value.details() or "")
+    assert not (await shop.one.client.stub.List(pb.ListRequest())).transactions
+
+
+async def test_a_gid_that_stands_for_something_else_is_refused(shop: World) -> None:
+    await purchase(shop, "g").run()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await purchase(shop, "g", price=31).run()
+    assert (caught.value.code(), reason(caught.value)) == (grpc.StatusCode.ALREADY_EXISTS, "GID_REUSED")
+    assert held(shop) == BOUGHT
+    with pytest.raises(grpc.aio.AioRpcError, match="stands for another transaction"):
+        await shop.one.client.tcc("g").__aenter__()
+
+
+async def test_more_than_it_can_see_to_is_refused(shop: World) -> None:
+    async with shop.other(replace(QUICK, name="small", max_open=1)) as small:
+        await small.client.tcc("g").__aenter__()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await small.client.tcc("h").__aenter__()
+        assert reason(caught.value) == "TOO_MANY_OPEN"
+
+
+async def test_the_list_goes_page_by_page(shop: World) -> None:
+    stub = shop.one.client.stub
+    for number in range(5):
+        await stub.Begin(pb.BeginRequest(gid=f"g{number}", mode=pb.TCC))
+    await stub.Abort(pb.AbortRequest(gid="g0", wait_s=5))
+    first = await stub.List(pb.ListRequest(states=[pb.OPEN], limit=3))
+    rest = await stub.List(pb.ListRequest(states=[pb.OPEN], limit=3, after=first.next))
+    assert [each.gid for each in (*first.transactions, *rest.transactions)] == ["g1", "g2", "g3", "g4"]
+    assert (first.next, rest.next) == ("g3", "")
+
+
+async def test_a_replica_restarted_under_its_name_goes_on_at_once(tmp_path: Path) -> None:
+    async with world(tmp_path) as before:
+        tcc = before.one.client.tcc("g")
+        await tcc.__aenter__()
+        async with before.other(QUICK) as again:  # the same name; the old one is as good as dead
+
+            async def is_mine() -> bool:
+                return (await again.client.query("g")).token == 2
+
+            await eventually_async(is_mine, timeout_s=QUICK.session_ttl_s)
