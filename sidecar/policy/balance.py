@@ -89,5 +89,24 @@ class LeastRequest(Generic[E]):
         count = len(endpoints)
         first = endpoints[int(self._chance.random() * count)]
         second = endpoints[int(self._chance.random() * count)]
-        # Envoy compares weight-adjusted load only when weights differ; with equal weights this is the same.
-        return first if first.active * second.weight <= second.active * first.weight else second
+        return first if first.active <= second.active else second
+
+
+class WeightedLeastRequest(Generic[E]):
+    """For endpoints of different weight: earliest deadline first, each weight divided by the calls that run there (as Envoy)."""
+
+    def __init__(self, endpoints: Sequence[E], chance: Random) -> None:
+        self._heap = [(chance.random() * _gap(endpoint), order, endpoint) for order, endpoint in enumerate(endpoints)]
+        heapq.heapify(self._heap)
+
+    def pick(self) -> E | None:
+        if not self._heap:
+            return None
+        deadline, order, endpoint = self._heap[0]
+        heapq.heapreplace(self._heap, (deadline + _gap(endpoint), order, endpoint))
+        return endpoint
+
+
+def _gap(endpoint: Weighted) -> float:
+    """How long an endpoint is left alone after a pick, in turns of one of weight 1."""
+    return (endpoint.active + 1) / max(1, endpoint.weight)

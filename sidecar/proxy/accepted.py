@@ -213,7 +213,7 @@ class Accepted(asyncio.Protocol):
             return
         listener = self._listener.tunnel_target(self._chain, target)
         if listener is None:
-            self._refuse(503, f'no way to "{target[:200]}"')
+            self._refuse(404, f'no way to "{target[:200]}"')
             return
         transport = self._transport
         assert transport is not None

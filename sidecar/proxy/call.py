@@ -85,7 +85,17 @@ class Call(Timed):
         if self.plan.timeout_s:
             self.deadline = now + self.plan.timeout_s
             self.down.worker.timers.add(self)
+        if self.is_request_over and self.plan.response_timeout_s:
+            self._await_response()
         cluster.start(self)
+
+    def _await_response(self) -> None:
+        """The request is whole: from here on the route's time-out runs (Envoy: route.v3.RouteAction.timeout)."""
+        worker = self.down.worker
+        deadline = worker.now + self.plan.response_timeout_s
+        if not self.deadline or deadline < self.deadline:
+            self.deadline = deadline
+            worker.timers.add(self)
 
     def on_body(self, payload: bytes, credit: int, ended: bool) -> None:
         """Request data from the client."""
@@ -93,6 +103,8 @@ class Call(Timed):
         body = self.body
         if ended:
             self.is_request_over = True
+            if self.plan.response_timeout_s:
+                self._await_response()
         if body is not None:
             body.append(payload)
             self.body_size += len(payload)
@@ -109,6 +121,8 @@ class Call(Timed):
     def on_trailers(self, block: bytes) -> None:
         """Request trailers from the client (not used by gRPC, legal in HTTP/2)."""
         self.is_request_over = True
+        if self.plan.response_timeout_s:
+            self._await_response()
         self.trailers = block
         if self.up_stream is not None and self.up is not None:
             self.up.conn.send_headers(self.up_stream, block, True)
@@ -145,8 +159,13 @@ class Call(Timed):
         self.deadline = 0.0
         if not self.is_done:
             spent = monotonic() - self.started
+            plan = self.plan
             cluster = self.cluster.name if self.cluster else "?"
-            text = f'no answer from "{cluster}" within the deadline of {self.plan.timeout_s:g} s (after {spent:.3f} s, flag UT)'
+            if plan.timeout_s and spent >= plan.timeout_s:
+                limit = f"the caller's deadline of {plan.timeout_s:g} s"
+            else:
+                limit = f"the route's time-out of {plan.response_timeout_s:g} s"
+            text = f'no answer from "{cluster}" within {limit} (after {spent:.3f} s, flag UT)'
             self.answer(Status.DEADLINE_EXCEEDED, text, "UT")
 
     def answer(self, status: Status, message: str, flag: str, http_status: int = 0) -> None:
@@ -162,12 +181,12 @@ class Call(Timed):
             if self.is_responded:
                 conn.reset(stream, ErrorCode.CANCEL if status is Status.DEADLINE_EXCEEDED else ErrorCode.INTERNAL_ERROR)
             elif self.plan.decision.is_grpc:
-                conn.send_headers(stream, grpc_status.trailers_only(status, message), True)
+                conn.send_headers(stream, grpc_status.trailers_only(status, message, flag), True)
             else:
                 text = message.encode() + b"\n"
                 http_status = http_status or grpc_status.HTTP_OF_FLAG[flag]
                 is_head = self.plan.decision.is_head
-                conn.send_headers(stream, grpc_status.plain_headers(http_status, len(text)), is_head)
+                conn.send_headers(stream, grpc_status.plain_headers(http_status, len(text), flag), is_head)
                 if not is_head:
                     conn.send_data(stream, text, 0, True)
             self.down.mark()

@@ -9,7 +9,14 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, cast
 
-from sidecar.policy.balance import Balancer, LeastRequest, RandomChoice, RoundRobin, WeightedRoundRobin
+from sidecar.policy.balance import (
+    Balancer,
+    LeastRequest,
+    RandomChoice,
+    RoundRobin,
+    WeightedLeastRequest,
+    WeightedRoundRobin,
+)
 from sidecar.proxy.config import Balance, ClusterConfig, EndpointConfig
 from sidecar.proxy.connect import ConnectError, connect
 from sidecar.proxy.status import Status
@@ -182,16 +189,17 @@ class Cluster:
             gone.retire()
         self.endpoints = fresh
         usable = [endpoint for endpoint in fresh.values() if endpoint.config.is_usable]
-        if len(usable) < len(fresh) * self.config.panic_threshold:
+        staying = sum(not endpoint.config.is_draining for endpoint in fresh.values())
+        if len(usable) < staying * self.config.panic_threshold or (not usable and self.config.panic_threshold):
             usable = list(fresh.values())  # so few are left that they would break under the load: spread it over all
         chance = self.worker.chance
+        is_even = len({endpoint.weight for endpoint in usable}) <= 1
         match self.config.balance:
             case Balance.RANDOM:
                 self._balancer = RandomChoice(usable, chance)
             case Balance.LEAST_REQUEST:
-                self._balancer = LeastRequest(usable, chance)
+                self._balancer = LeastRequest(usable, chance) if is_even else WeightedLeastRequest(usable, chance)
             case Balance.ROUND_ROBIN:
-                is_even = len({endpoint.weight for endpoint in usable}) <= 1
                 self._balancer = RoundRobin(usable, chance) if is_even else WeightedRoundRobin(usable, chance)
 
     def start(self, call: "Call") -> None:
@@ -248,7 +256,8 @@ class Cluster:
     def on_connect_failure(self, call: "Call", reason: str) -> None:
         """The connection for a waiting call could not be made."""
         route = call.plan.decision.route
-        if route and route.retry and route.retry.on_connect_failure and self._may_retry(call):
+        retry = route.retry if route else None
+        if retry and (retry.on_connect_failure or retry.on_reset_before_request) and self._may_retry(call):
             self._retry(call, "connect-failure")
             return
         call.answer(Status.UNAVAILABLE, f'upstream connect error: "{self.name}": {reason} (flag UF)', "UF")
@@ -257,7 +266,7 @@ class Cluster:
         """The peer did not process the call: REFUSED_STREAM, or above GOAWAY's last stream."""
         route = call.plan.decision.route
         retry = route.retry if route else None
-        if retry and (retry.on_refused_stream or retry.on_reset_before_request) and self._may_retry(call):
+        if retry and retry.on_refused_stream and self._may_retry(call):
             self._retry(call, "refused-stream")
             return
         text = f'upstream refused the call: "{self.name}": {call.endpoint} takes no more calls (flag UR)'

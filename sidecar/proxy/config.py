@@ -95,6 +95,8 @@ class EndpointConfig:
     weight: int = 1
     is_usable: bool = True
     """False while its health is UNHEALTHY, DRAINING or TIMEOUT: no new calls, running ones finish."""
+    is_draining: bool = False
+    """It leaves on purpose, so it is no sign of trouble: it does not count towards the panic threshold."""
     version: str = ""
     """From the metadata `envoy.lb`: label of metrics."""
 
@@ -160,7 +162,7 @@ class RetryPolicy:
     on_refused_stream: bool = False
     """The peer said that it did not process the call (REFUSED_STREAM, GOAWAY)."""
     on_reset_before_request: bool = False
-    """The connection ended before the call was sent."""
+    """The call was not sent yet: here, as with `on_connect_failure`, a connection could not be made."""
     num_retries: int = 1
     avoid_previous_hosts: bool = False
     host_selection_attempts: int = 1
@@ -176,7 +178,7 @@ class Route:
     """Cluster names with weights above 0."""
     name: str = ""
     timeout_s: float = 15.0
-    """Longest time for the whole response, seconds; 0 is none."""
+    """Longest time from the end of the request to the end of the response, seconds; 0 is none."""
     retry: RetryPolicy | None = None
 
 

@@ -77,13 +77,15 @@ class Decision:
 class Plan:
     """A decision and the header block to send upstream."""
 
-    __slots__ = ("block", "decision", "timeout_s")
+    __slots__ = ("block", "decision", "response_timeout_s", "timeout_s")
 
     def __init__(self, decision: Decision, block: bytes, timeout_s: float) -> None:
         self.decision = decision
         self.block = block
         self.timeout_s = timeout_s
-        """From `grpc-timeout`, or the route's time-out if that is shorter; 0 is none."""
+        """Of the whole call: `grpc-timeout`; 0 is none."""
+        self.response_timeout_s = decision.route.timeout_s if decision.route else 0.0
+        """From the end of the request to the end of the response: the route's; 0 is none."""
 
 
 def parse_timeout(value: bytes) -> float:
@@ -170,9 +172,6 @@ class DecisionCache:
             if len(self._masked) >= MAX_ENTRIES:
                 self._masked.clear()
             self._masked[key] = decision
-        route_timeout = decision.route.timeout_s if decision.route else 0.0
-        if not timeout or 0.0 < route_timeout < timeout:
-            timeout = route_timeout
         plan = Plan(decision, forwarded, timeout)
         if block in seen:
             if len(self.exact) >= MAX_ENTRIES:

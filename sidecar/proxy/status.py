@@ -78,12 +78,18 @@ def of_reset(code: int) -> Status:
         return Status.INTERNAL
 
 
-def trailers_only(status: Status, message: str) -> bytes:
+def _marks(flag: str) -> list[tuple[bytes, bytes]]:
+    """Tells a proxy on the way that another try would only add to the load (Envoy: router.v3)."""
+    return [(b"x-envoy-overloaded", b"true")] if flag == "UO" else []
+
+
+def trailers_only(status: Status, message: str, flag: str) -> bytes:
     """A header block that answers a gRPC call with an error; goes with END_STREAM."""
     escaped = quote_from_bytes(message.encode(), safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~").encode()
     return headers.encode(
         [
             (b":status", b"200"),
+            *_marks(flag),
             (b"content-type", b"application/grpc"),
             (b"grpc-status", b"%d" % status),
             (b"grpc-message", escaped),
@@ -91,11 +97,12 @@ def trailers_only(status: Status, message: str) -> bytes:
     )
 
 
-def plain_headers(http_status: int, length: int) -> bytes:
+def plain_headers(http_status: int, length: int, flag: str) -> bytes:
     """The header block of an answer to a call that is not gRPC; a text of `length` bytes follows."""
     return headers.encode(
         [
             (b":status", b"%d" % http_status),
+            *_marks(flag),
             (b"content-type", b"text/plain"),
             (b"content-length", b"%d" % length),
         ]

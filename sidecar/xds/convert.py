@@ -479,6 +479,8 @@ def load_assignment(message: Any) -> tuple[str, tuple[EndpointConfig, ...]]:
         for number, item in enumerate(locality.lb_endpoints):
             where = f"{path}.endpoints[{place}].lb_endpoints[{number}]"
             host, port = _host_port(item.endpoint.address, f"{where}.endpoint.address")
+            if item.health_status == health_check_pb2.DEGRADED:
+                raise ConfigError(f"{where}.health_status", "DEGRADED is not supported by this sidecar (RMR0124)")
             labels = item.metadata.filter_metadata
             version = labels["envoy.lb"].fields["version"].string_value if "envoy.lb" in labels else ""
             found.append(
@@ -487,6 +489,7 @@ def load_assignment(message: Any) -> tuple[str, tuple[EndpointConfig, ...]]:
                     port,
                     weight=item.load_balancing_weight.value if item.HasField("load_balancing_weight") else 1,
                     is_usable=item.health_status not in _UNUSABLE,
+                    is_draining=item.health_status == health_check_pb2.DRAINING,
                     version=version,
                 )
             )

@@ -7,6 +7,7 @@ An answer is one of, or a list of: `ok` (wait for the end, echo, grpc-status 0),
 
 import asyncio
 import contextlib
+import ssl
 import struct
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -33,6 +34,7 @@ class Backend:
     name: str
     announced: dict[str, int]
     port: int = 0
+    tls: ssl.SSLContext | None = None
     answers: list[Any] = field(default_factory=list)
     """By request, in order; the last one repeats. Empty is `ok`."""
     requests: list[Request] = field(default_factory=list)
@@ -41,10 +43,11 @@ class Backend:
     _released: asyncio.Event = field(default_factory=asyncio.Event)
     _server: asyncio.Server | None = None
 
-    async def open(self, port: int) -> None:
-        """Listen."""
-        self.port = port
-        self._server = await asyncio.get_running_loop().create_server(self._accept, "127.0.0.1", port)
+    async def open(self, port: int = 0) -> None:
+        """Listen, on any free port if none is named."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._accept, "127.0.0.1", port, ssl=self.tls)
+        self.port = int(self._server.sockets[0].getsockname()[1])
 
     def _accept(self) -> Wire:
         conn = Wire(is_server=True, announced=self.announced, on_change=self._on_change)

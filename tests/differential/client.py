@@ -1,6 +1,6 @@
 """The client's side of a case: its script step by step, then what came of it.
 
-Steps: `call: {…}` (open, send all, wait for the end), `start: {…}` (the same without waiting), `calls: {times: n, of: {…}}` (many, by the hundred),
+Steps: `call: {…}` (open, send all, wait for the end), `start: {…}` (the same without waiting), `calls: {times: n, at_once: 100, of: {…}}`,
 `message: {stream: n, grpc: text, end: true}`, `cancel: n`, `ended: n`, `headers: n` (wait for them), `arrived: {backend: n}`, `release: backend`, `send: [frames]`,
 `ping`, `connect` (go on with a new connection), `tunnel: HOST:PORT` (the same through CONNECT), `text: …` (bytes on a new connection that are no HTTP/2).
 
@@ -10,6 +10,7 @@ A call is `{path, authority, method, scheme, fields: […], headers: […] (all 
 import asyncio
 import re
 import socket
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
@@ -177,7 +178,7 @@ class Client:
     async def _many(self, conn: Wire, value: dict[str, Any]) -> None:
         left = int(value["times"])
         while left:
-            size = min(BATCH, left)
+            size = min(int(value.get("at_once", BATCH)), left)
             batch = [self._start(conn, value["of"]) for _ in range(size)]
             await self._wait(conn, lambda batch=batch: all(seen.is_over for seen in batch))
             for seen in batch:
@@ -283,6 +284,10 @@ class Client:
         return outcome
 
 
+def _short(data: bytes) -> object:
+    return data if len(data) <= 200 else (data[:20], len(data), zlib.crc32(data))
+
+
 def _is_done(seen: Seen) -> bool:
     return seen.is_done
 
@@ -341,7 +346,7 @@ def _response(seen: Seen, backends: set[str]) -> dict[str, Any]:
     return {
         "informational": [kept(fields) for fields in seen.informational],
         "headers": kept(seen.headers),
-        "data": body,
+        "data": _short(body),
         "trailers": kept(seen.trailers),
         "ending": _ending(seen),
     }
@@ -352,7 +357,7 @@ def _upstream(seen: Seen) -> dict[str, Any]:
     return {
         "pseudo": sorted(field for field in seen.headers or [] if field[0].startswith(":")),
         "headers": [field for field in seen.headers or [] if field[0][:1] != ":" and field[0] not in REQUEST_NOISE],
-        "data": bytes(seen.data),
+        "data": _short(bytes(seen.data)),
         "trailers": seen.trailers,
         "ended": seen.is_ended,
         "reset": seen.reset is not None,

@@ -34,7 +34,10 @@ def faults(case: Case, outcomes: dict[str, Outcome]) -> list[str]:
     if outcomes["remora"].has_silent_errors:
         found.append("remora: refused a call without a grpc-message")
     first, second = outcomes
-    if not case.differs and not case.spread and outcomes[first].detail != outcomes[second].detail:
+    is_same = outcomes[first].detail == outcomes[second].detail
+    if case.differs and is_same:
+        found.append(f"the engines agree; take `differs: {case.differs}` away")
+    if not case.differs and not case.spread and not is_same:
         one, other = (pformat(outcomes[name].detail, width=110).splitlines() for name in (first, second))
         found.append(_diff(first, one, second, other))
     return found

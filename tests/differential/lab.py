@@ -12,7 +12,6 @@ from tests.differential.backend import Backend
 from tests.differential.cases import Case, CaseFile
 from tests.differential.client import Client, Outcome
 from tests.differential.engines import ENGINES, Engine
-from tests.ports import free_ports
 
 _NAME = re.compile(r"\$\{(\w+)\}")
 
@@ -40,29 +39,37 @@ class Rig:
     """One engine with its ports and backends. Names that begin with `dead` are ports that refuse connections."""
 
     def __init__(self, name: str, file: CaseFile, folder: Path) -> None:
-        names = sorted(_names(file.bootstrap))
         self.name = name
-        self.ports = dict(zip(names, free_ports(len(names)), strict=True))
-        self.backends = {name: Backend(name, dict(told)) for name, told in file.backends}
         self.folder = folder
-        folder.mkdir()
-        self.bootstrap = fill(file.bootstrap, self.ports)
-        self.listeners = [
-            self.ports[name] for name in names if name not in self.backends and not name.startswith("dead")
-        ]
-        self._held: list[socket.socket] = []
         self.engine: Engine | None = None
+        self.ports: dict[str, int] = {}
+        self.backends = {name: Backend(name, dict(told)) for name, told in file.backends}
+        self._file = file
+        self._held: list[socket.socket] = []
 
     async def open(self) -> None:
         """Backends first, then the engine; it may not be ready yet."""
+        self.folder.mkdir()
         for name, backend in self.backends.items():
-            await backend.open(self.ports[name])
-        for name, port in self.ports.items():
-            if name.startswith("dead"):
-                held = socket.socket()
-                held.bind(("127.0.0.1", port))  # bound and not listening: nobody else gets it, and it refuses
-                self._held.append(held)
-        self.engine = engines.launch(self.name, self.bootstrap, self.folder)
+            await backend.open()
+            self.ports[name] = backend.port
+        for name in sorted(_names(self._file.bootstrap).difference(self.backends)):
+            self.ports[name] = self._hold()
+        self.engine = engines.launch(self.name, fill(self._file.bootstrap, self.ports), self.folder)
+
+    @property
+    def listeners(self) -> list[int]:
+        """The ports that the engine listens on."""
+        return [port for name, port in self.ports.items() if name not in self.backends and not name.startswith("dead")]
+
+    def _hold(self) -> int:
+        """A port that nobody else gets while this runs. The engine can bind it, as both sides allow reuse and this one never listens."""
+        held = socket.socket()
+        self._held.append(held)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
 
     def close(self) -> None:
         """Stop all."""
