@@ -78,6 +78,8 @@ def main(
     if folder is not None:
         report.write(run, folder)
         notices.print(f"written: {folder}/README.md, latest.json and the plots")
+        if folder == OUTPUT and not report.update_front_page(run, ROOT / "README.md"):
+            notices.print("[yellow]README.md has no place for the figures[/]")
     failed = [f"{row['name']} {label}: {why}" for row in run["rows"] for label, why in row["errors"].items()]
     for line in failed:
         notices.print(f"[bold red]failed:[/] {line}", highlight=False)

@@ -70,9 +70,12 @@ def describe() -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """What was measured, and with what; a program that is not there is left out."""
+    from sidecar.compiled import is_compiled
+
     binary = envoy_binary()
     found = {
-        "remora": _said(["git", "describe", "--always", "--dirty"]).strip(),
+        "remora": _said(["git", "describe", "--always", "--dirty"]).strip()
+        + (" (compiled)" if is_compiled else " (plain Python)"),
         "python": platform.python_version(),
         "uvloop": _package("uvloop"),
         "grpcio": _package("grpcio"),

@@ -8,9 +8,9 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -87,7 +87,7 @@ def _die_with_parent() -> None:
 class Process:
     """A running program, in a session of its own so that Ctrl-C reaches the bench first."""
 
-    def __init__(self, words: Sequence[str], log: Path) -> None:
+    def __init__(self, words: Sequence[str], log: Path, variables: Mapping[str, str]) -> None:
         self.name = Path(words[0]).name
         self._log = log
         self._output: IO[bytes] = log.open("wb")
@@ -95,6 +95,7 @@ class Process:
         self._popen = subprocess.Popen(
             words,
             cwd=ROOT,
+            env={**os.environ, **variables},
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,
@@ -160,12 +161,17 @@ class Processes:
     ) -> None:
         self.stop(list(self._running))
 
-    def start(self, words: Sequence[str], cpus: frozenset[int] | None = None) -> Process:
-        """Start a program, on these CPUs if any are given."""
+    def start(
+        self,
+        words: Sequence[str],
+        cpus: frozenset[int] | None = None,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> Process:
+        """Start a program, on these CPUs if any are given, with these environment variables on top of ours."""
         self._started += 1
         log = self.scratch / f"{self._started:03d}-{Path(words[0]).name}.log"
         with on_cpus(cpus):
-            process = Process(words, log)
+            process = Process(words, log, variables)
         self._running.append(process)
         return process
 

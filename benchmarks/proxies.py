@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -129,10 +130,17 @@ def _direct(processes: Processes, wiring: Wiring) -> Started:
     return wiring.backend, ()
 
 
-def _sidecar(processes: Processes, wiring: Wiring) -> Started:
+def _sidecar(processes: Processes, wiring: Wiring, *, is_plain: bool = False) -> Started:
     port, path = bootstrap(processes, wiring)
     program = Path(sys.executable).parent / "remora"
-    return port, (processes.start([str(program), "sidecar", "-c", str(path)], wiring.cpus),)
+    variables = {"REMORA_PURE": "1"} if is_plain else {}
+    return port, (processes.start([str(program), "sidecar", "-c", str(path)], wiring.cpus, variables),)
+
+
+def _is_not_compiled() -> str:
+    from sidecar.compiled import is_compiled
+
+    return _unless(is_compiled, "the sidecar is not compiled, or older than its sources: `sidecar` is plain Python too")
 
 
 def _two_sidecars(processes: Processes, wiring: Wiring) -> Started:
@@ -222,6 +230,13 @@ PROXIES: Final = {
     for proxy in (
         Proxy("direct", "no proxy", lambda: "", _direct, lambda: False),
         Proxy("sidecar", "Remora's sidecar", lambda: "", _sidecar, _sidecar_has_tls),
+        Proxy(
+            "sidecar-plain",
+            "the sidecar without compiled modules",
+            _is_not_compiled,
+            partial(_sidecar, is_plain=True),
+            _sidecar_has_tls,
+        ),
         Proxy("sidecar-x2", "two sidecars in a row", lambda: "", _two_sidecars, _sidecar_has_tls),
         Proxy(
             "envoy",

@@ -16,6 +16,11 @@ Document = dict[str, Any]
 
 SCHEMA: Final = 1
 
+FIGURES_START: Final = "<!-- figures of docs/benchmarks/latest.json, written by make bench -->"
+FIGURES_END: Final = "<!-- end of figures -->"
+FRONT_PAGE_ROWS: Final = ("unary-1", "unary-100", "headers-100", "tls-100")
+FRONT_PAGE_WAYS: Final = ("sidecar", "envoy", "haproxy", "nginx", "grpc-aio")
+
 CHARTS: Final = (
     ("cpu.svg", "CPU per call", "unary calls of 128 bytes, µs of user and system time in the proxy", "cpu_us",
      ("unary-1", "unary-10", "unary-100", "unary-1000", "headers-100", "tls-1", "tls-100")),
@@ -118,6 +123,35 @@ def write(run: Document, folder: Path) -> list[Path]:
     written.append(folder / "README.md")
     written[-1].write_text(page(run, list(plots)))
     return written
+
+
+def front_page_table(run: Document) -> str:
+    """The few rows for the project's README, with date and machine."""
+    rows = [row for row in run["rows"] if row["name"] in FRONT_PAGE_ROWS]
+    names = [name for name in FRONT_PAGE_WAYS if any(figures(row, name, "cpu_us") for row in rows)]
+    lines = [
+        "| CPU per call, µs | " + " | ".join(PROXIES[name].title for name in names) + " |",
+        "|---|" + "---|" * len(names),
+    ]
+    for row in rows:
+        cells = [f"{median(values):.0f}" if (values := figures(row, name, "cpu_us")) else "–" for name in names]
+        lines.append(f"| {row['title']} | " + " | ".join(cells) + " |")
+    machine = run["machine"]
+    lines += [
+        "",
+        f"Medians of {run['rounds']} rounds on {run['date'][:10]}; {machine['cpu']}, {machine['cores']} cores.",
+    ]
+    return "\n".join(lines)
+
+
+def update_front_page(run: Document, page: Path) -> bool:
+    """Put the figures between the page's two marks; False if it has none."""
+    before, start, rest = page.read_text().partition(FIGURES_START)
+    _, end, after = rest.partition(FIGURES_END)
+    if not start or not end:
+        return False
+    page.write_text(f"{before}{start}\n{front_page_table(run)}\n{end}{after}")
+    return True
 
 
 def charts(run: Document) -> dict[str, str]:
