@@ -12,19 +12,20 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvloop
 
+from control_plane.resources import rules
 from proto.mesh.v1 import service_pb2
 from remora import environment, exits
 from remora.addresses import UsageError
 from remora.agent import admin, child
 from remora.agent.bootstrap import NodeSpec, envoy
-from remora.agent.registration import Probe, Registration
+from remora.agent.registration import Probe, Refused, Registration
 
 LOOPBACK: Final = "127.0.0.1"
 READY_TIMEOUT_S: Final = 30.0
@@ -38,9 +39,13 @@ STOP_GRACE_S: Final = 30.0
 ENGINE_GRACE_S: Final = 5.0
 ENVOY_DRAIN_POLL_S: Final = 0.1
 RESTART_BACKOFF_S: Final = 0.5
+LONGEST_RESTART_BACKOFF_S: Final = 10.0
+STEADY_S: Final = 30.0
+"""A sidecar that ran so long is started again as if it were the first time."""
 _BYPASS: Final = "no_grpc_proxy"
 """gRPC reads it in lower case only."""
 ENGINES: Final = ("remora", "envoy")
+STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,17 @@ def run_command(spec: RunSpec) -> int:
     """Run a program with its sidecar; the program's exit code, or one of `exits`. Raises UsageError."""
     if spec.engine not in ENGINES:
         raise UsageError(f'--engine: "{spec.engine}" is not known; known: {", ".join(ENGINES)}')
+    described = service_pb2.Instance(
+        id=spec.instance_id or "made-up",
+        service=spec.service,
+        namespace=spec.namespace,
+        address=LOOPBACK,
+        port=spec.port or 1,
+        version=spec.version,
+        weight=spec.weight,
+    )
+    for fault in rules.faults(described):
+        raise UsageError(f"the instance cannot be registered like this: {fault}")
     with tempfile.TemporaryDirectory(prefix="remora-") as directory:
         return uvloop.run(Agent(spec, Path(directory)).run())
 
@@ -154,11 +170,14 @@ class Agent:
         """Start the engine, and again if it ends."""
         wait = RESTART_BACKOFF_S
         while True:
+            started_at = asyncio.get_running_loop().time()
             engine = await self._start_engine()
             await engine.wait()
+            if asyncio.get_running_loop().time() - started_at > STEADY_S:
+                wait = RESTART_BACKOFF_S
             say(f"the sidecar ended with exit code {child.exit_code(engine)}; starting it again in {wait:g} s")
             await asyncio.sleep(wait)
-            wait = min(wait * 2, 10.0)
+            wait = min(wait * 2, LONGEST_RESTART_BACKOFF_S)
 
     async def _until_ready(self, keeper: asyncio.Task[None]) -> int | None:
         """Wait for the first configuration; an exit code if it does not come."""
@@ -169,8 +188,10 @@ class Agent:
         while not await admin.is_ready(self._node.admin):
             if keeper.done():
                 keeper.result()
-            if not self._signals.empty():
-                return exits.INTERRUPTED
+            while not self._signals.empty():
+                number = self._signals.get_nowait()
+                if number in STOPS:
+                    return 128 + number
             waited = loop.time() - start
             if waited > SAY_WAITING_AFTER_S and not has_said:
                 has_said = True
@@ -216,13 +237,19 @@ class Agent:
         registering = asyncio.create_task(registration.run(say))
         ended = asyncio.create_task(program.wait())
         try:
-            stop = await self._until_stop(program, ended)
+            await self._until_stop(program, ended, registering)
+            if registering.done():
+                return await self._refused(program, registering)
             registering.cancel()
             await asyncio.gather(registering, return_exceptions=True)
-            if stop is not None and registration.is_registered:
-                await self._drain(registration)
-            if stop is not None:
-                await child.stop(program, STOP_GRACE_S)
+            if not ended.done() and registration.is_registered:
+                await self._unless_signalled(self._drain(registration))
+            if not ended.done():
+                program.send_signal(signal.SIGTERM)
+                await self._unless_signalled(asyncio.wait((ended,), timeout=STOP_GRACE_S))
+            if not ended.done():
+                program.kill()
+                await ended
             await registration.deregister()
             return child.exit_code(program)
         finally:
@@ -232,19 +259,46 @@ class Agent:
             await asyncio.gather(ended, registering, return_exceptions=True)
             await registration.close()
 
-    async def _until_stop(self, program: asyncio.subprocess.Process, ended: asyncio.Task[int]) -> int | None:
-        """Pass signals on until the program ends (None) or is to be stopped (the signal)."""
+    async def _until_stop(
+        self, program: asyncio.subprocess.Process, ended: asyncio.Task[int], registering: asyncio.Task[None]
+    ) -> None:
+        """Pass signals on until the program ends, is to be stopped, or cannot be registered."""
         while True:
             signalled = asyncio.create_task(self._signals.get())
-            done, _ = await asyncio.wait((signalled, ended), return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait((signalled, ended, registering), return_when=asyncio.FIRST_COMPLETED)
             if signalled not in done:
                 signalled.cancel()
-                return None
+                return
             number = signalled.result()
-            if number in (signal.SIGTERM, signal.SIGINT):
-                return number
+            if number in STOPS:
+                return
             if program.returncode is None:
                 program.send_signal(number)
+
+    async def _refused(self, program: asyncio.subprocess.Process, registering: asyncio.Task[None]) -> int:
+        """The control plane does not want the instance: the program is of no use to anybody."""
+        try:
+            await registering
+        except Refused as error:
+            say(str(error))
+        await child.stop(program, STOP_GRACE_S)
+        return exits.BAD_INPUT
+
+    async def _unless_signalled(self, patience: Coroutine[Any, Any, object]) -> None:
+        """Wait for something; a further SIGTERM or SIGINT means that the user will not."""
+        waiting = asyncio.create_task(patience)
+        while True:
+            signalled = asyncio.create_task(self._signals.get())
+            done, _ = await asyncio.wait((waiting, signalled), return_when=asyncio.FIRST_COMPLETED)
+            if waiting in done:
+                signalled.cancel()
+                waiting.result()
+                return
+            if signalled.result() in STOPS:
+                say("going on without waiting")
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
+                return
 
     async def _drain(self, registration: Registration) -> None:
         if not await registration.drain(ACKNOWLEDGE_TIMEOUT_S):

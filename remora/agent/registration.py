@@ -98,62 +98,75 @@ class Registration:
         self._ttl_s = ttl_s
         self._probe = probe
         self._lease_id = 0
+        self._told = service_pb2.HEALTH_UNKNOWN
+        """The health that the control plane knows of."""
+        self._failures = 0
+        """Failed tries to register, in a row."""
+        self._try_at = 0.0
         self.is_registered = False
         self._key = api_pb2.InstanceKey(service=instance.service, namespace=instance.namespace, id=instance.id)
 
     async def run(self, say: Callable[[str], None]) -> None:
-        """Probe and keep alive, for ever."""
+        """Probe and keep alive, for ever. Raises Refused."""
         loop = asyncio.get_running_loop()
         failed = 0
-        is_healthy = False
+        health: service_pb2.Health.ValueType = service_pb2.HEALTH_UNKNOWN
         renew_at = 0.0
         while True:
             if await self._probe.is_healthy():
                 failed = 0
-                if not is_healthy or not self.is_registered:
-                    is_healthy = True
-                    self._instance.health = service_pb2.HEALTHY
-                    await self._register(say)
-                    renew_at = loop.time() + self._ttl_s / 3
-            elif is_healthy:
+                if health == service_pb2.UNHEALTHY:
+                    say("the program is healthy again; callers are told")
+                health = service_pb2.HEALTHY
+            elif health == service_pb2.HEALTHY:
                 failed += 1
                 if failed >= FAILED_PROBES:
-                    is_healthy = False
+                    health = service_pb2.UNHEALTHY
                     say("the program is not healthy any more; callers are told")
-                    self._instance.health = service_pb2.UNHEALTHY
-                    await self._set_health(service_pb2.UNHEALTHY)
+            if not self.is_registered and health != service_pb2.HEALTH_UNKNOWN:
+                if loop.time() >= self._try_at and await self._register(health, say):
+                    renew_at = self._next_renewal()
+            elif self.is_registered and health != self._told:
+                await self._set_health(health)  # if it fails, the next turn tries again
             if self.is_registered and loop.time() >= renew_at:
-                await self._renew(say)
-                renew_at = loop.time() + self._ttl_s / 3 * (0.8 + 0.4 * random())
+                await self._renew(health, say)
+                renew_at = self._next_renewal()
             await asyncio.sleep(PROBE_INTERVAL_S if self.is_registered else FIRST_PROBE_INTERVAL_S)
 
-    async def _register(self, say: Callable[[str], None]) -> None:
+    def _next_renewal(self) -> float:
+        return asyncio.get_running_loop().time() + self._ttl_s / 3 * (0.8 + 0.4 * random())
+
+    async def _register(self, health: service_pb2.Health.ValueType, say: Callable[[str], None]) -> bool:
+        """One try; `_try_at` says when the next one is due. Raises Refused."""
+        self._instance.health = health
         request = api_pb2.RegisterRequest(instance=self._instance)
         request.ttl.FromNanoseconds(int(self._ttl_s * 1e9))
-        failures = 0
-        while True:
-            try:
-                answer = await self._stub.Register(request, timeout=CALL_TIMEOUT_S)
-                break
-            except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-                    raise Refused(f"the control plane refuses the instance: {error.details()}") from None
-                if failures == 0:
-                    say(f"cannot register yet: {error.details()}")
-                failures += 1
-                wait = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures, 10))
-                await asyncio.sleep(wait * (0.5 + random()))
+        try:
+            answer = await self._stub.Register(request, timeout=CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                raise Refused(f"the control plane refuses the instance: {error.details()}") from None
+            if self._failures == 0:
+                say(f"cannot register yet: {error.details()}")
+            self._failures += 1
+            wait = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(self._failures, 10))
+            self._try_at = asyncio.get_running_loop().time() + wait * (0.5 + random())
+            return False
         self._lease_id = answer.lease_id
+        self._told = health
+        self._failures = 0
         self.is_registered = True
         say(f"registered as {self._instance.id} at {self._instance.address}:{self._instance.port}")
+        return True
 
-    async def _renew(self, say: Callable[[str], None]) -> None:
+    async def _renew(self, health: service_pb2.Health.ValueType, say: Callable[[str], None]) -> None:
         try:
             await self._stub.KeepAlive(api_pb2.KeepAliveRequest(lease_id=self._lease_id), timeout=CALL_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 say("the lease has ended; registering again")
-                await self._register(say)
+                self.is_registered = False
+                await self._register(health, say)
             # Anything else: the control plane is away; the lease outlives some missed renewals, and has a grace period.
 
     async def _set_health(self, health: service_pb2.Health.ValueType, wait_s: float = 0.0) -> bool:
@@ -163,6 +176,7 @@ class Registration:
             answer = await self._stub.SetHealth(request, timeout=wait_s + CALL_TIMEOUT_S)
         except grpc.aio.AioRpcError:
             return False
+        self._told = health
         return bool(answer.acknowledged)
 
     async def drain(self, wait_s: float) -> bool:

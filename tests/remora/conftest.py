@@ -1,0 +1,22 @@
+"""Meshes: one of a test's own, and one that the tests of a file share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mesh import Mesh, running
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[Mesh]:
+    """For tests that kill, stop or break things."""
+    with running(tmp_path) as each:
+        yield each
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """For tests that leave it as they found it."""
+    with running(tmp_path_factory.mktemp("mesh")) as each:
+        yield each
