@@ -59,7 +59,7 @@ _INTERPRETED: Final[dict[str, frozenset[str]]] = {
 _WELL_KNOWN: Final = {
     # By (name of the rule's value, strict): what a header may look like (validate.proto, KnownRegex; RFC 9110 §5).
     ("HTTP_HEADER_NAME", True): r"^:?[0-9a-zA-Z!#$%&'*+.^_|~`-]+$",
-    ("HTTP_HEADER_NAME", False): r"^[^\x00\n\r]+$",
+    ("HTTP_HEADER_NAME", False): r"^[^\x00\n\r]*$",
     ("HTTP_HEADER_VALUE", True): r"^[^\x00-\x08\x0a-\x1f\x7f]*$",
     ("HTTP_HEADER_VALUE", False): r"^[^\x00\n\r]*$",
 }
@@ -160,8 +160,14 @@ def _fields(descriptor: Descriptor) -> tuple[tuple[FieldDescriptor, bool, Rule |
         options = field.GetOptions()
         rules = options.Extensions[validate_pb2.rules] if options.HasExtension(validate_pb2.rules) else None
         family = rules.WhichOneof("type") if rules is not None else None
-        is_required = rules is not None and (
-            rules.message.required or (family in ("duration", "any", "timestamp") and getattr(rules, family).required)
+        # Of a choice, a member is required only if it is the one that is set.
+        is_required = (
+            rules is not None
+            and field.containing_oneof is None
+            and (
+                rules.message.required
+                or (family in ("duration", "any", "timestamp") and getattr(rules, family).required)
+            )
         )
         if rules is not None or field.message_type is not None:
             found.append((field, is_required, _rule(rules, field) if rules is not None else None))

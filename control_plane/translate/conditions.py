@@ -57,7 +57,7 @@ class Conditions:
         resolved = _condition(resource, "ResolvedRefs", True, "ResolvedRefs", "")
         found = [refused or accepted, unresolved or resolved]
         conflicts = [
-            f"{claim} is decided by {name} too, which is {'older and counts' if is_older else 'younger'}"
+            f"{claim}: {name} decides this too, and is {'older, so it counts' if is_older else 'younger, so it does not count'}"
             for claim, name, is_older in self._conflicts(resource)
         ]
         if conflicts:
@@ -135,9 +135,11 @@ def _claims(resource: api_pb2.Resource) -> Iterator[_Claim]:
 
 def _described(data: bytes) -> str:
     match = route_pb2.GRPCRouteMatch.FromString(data)
-    words = [f"{match.method.service or '*'}/{match.method.method or '*'}"] if match.HasField("method") else []
-    words += [f"{header.name}={header.value}" for header in match.headers]
-    return " ".join(["calls", *words])
+    words = [
+        f"calls of {match.method.service or '*'}/{match.method.method or '*'}" if match.HasField("method") else "calls"
+    ]
+    words += [f"with {header.name}={header.value}" for header in match.headers]
+    return " ".join(words)
 
 
 def _namespace(resource: api_pb2.Resource) -> str:

@@ -7,11 +7,11 @@ from typing import Any, Final
 
 from google.protobuf import struct_pb2
 
+from control_plane.resources.errors import quoted
 from control_plane.resources.kinds import DEFAULT_NAMESPACE
 
 MAX_ID: Final = 256
 """Characters; as of `Instance.node_id`."""
-MAX_SHOWN: Final = 80
 LOOPBACK: Final = "127.0.0.1"
 _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 _LABEL_OR_NOTHING: Final = re.compile(rf"({_LABEL.pattern})?", re.ASCII)
@@ -93,6 +93,5 @@ def read(message: Any) -> Node:
 def _shown(value: struct_pb2.Value) -> str:
     kind = value.WhichOneof("kind")
     if kind == "string_value":
-        text = value.string_value
-        return f'"{text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."}"'
+        return quoted(value.string_value)
     return f"{value.number_value:g}" if kind == "number_value" else f"a {str(kind).partition('_')[0]}"

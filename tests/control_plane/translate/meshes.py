@@ -1,0 +1,202 @@
+"""A mesh as a text, and what is made of it as a text.
+
+node cart.shop version=v1 inbound=127.0.0.1:8080
+instance warehouse.shop w1 127.0.0.1:50051 version=v1 weight=2 health=DRAINING label.team=books
+show routes endpoints
+---
+(resources, as YAML)
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.core.v3 import base_pb2, health_check_pb2
+from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_pb2
+from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+
+from control_plane.registry import keys, state
+from control_plane.registry.state import State
+from control_plane.resources import kinds
+from control_plane.resources.load import load
+from control_plane.store.contract import KeyValue
+from control_plane.translate import node as node_reader
+from control_plane.translate import view
+from control_plane.translate.conditions import Conditions
+from control_plane.translate.node import Node
+from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, LISTENER, ROUTES, Snapshot, build
+from proto.mesh.v1 import api_pb2, service_pb2
+
+REVISION: Final = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """A state, and who looks at it."""
+
+    state: State
+    node: Node
+    shown: tuple[str, ...]
+
+    def snapshot(self) -> Snapshot:
+        return build(view.mesh(self.state), self.node)
+
+
+def state_of(resources: list[api_pb2.Resource], instances: list[service_pb2.Instance]) -> State:
+    """As the store would hold them."""
+    return state.load(
+        [KeyValue(state.key_of(resource), state.stored(resource), 1, 1) for resource in resources],
+        [
+            KeyValue(keys.instance(each.namespace, each.service, each.id), each.SerializeToString(), 1, 1)
+            for each in instances
+        ],
+        REVISION,
+    )
+
+
+def node_of(service: str, namespace: str, **metadata: str | int) -> Node:
+    """A node as it would say of itself."""
+    message = base_pb2.Node(id=f"{service}.{namespace}~1", user_agent_name="envoy")
+    message.metadata.update({"service": service, "namespace": namespace, **metadata})
+    return node_reader.read(message)
+
+
+def read(text: str) -> Mesh:
+    """From the text above."""
+    head, _, documents = ("\n" + text).partition("\n---\n")
+    instances: list[service_pb2.Instance] = []
+    node = node_of("cart", "shop", outbound_port=15001)
+    shown: tuple[str, ...] = ("routes",)
+    for line in head.strip().splitlines():
+        verb, *words = line.split()
+        options = dict(word.split("=", 1) for word in words if "=" in word)
+        if verb == "show":
+            shown = tuple(words)
+        elif verb == "node":
+            name, _, namespace = words[0].partition(".")
+            metadata: dict[str, str | int] = {"version": options.get("version", "")}
+            for where in ("inbound", "outbound"):
+                if where in options:
+                    host, _, port = options[where].rpartition(":")
+                    metadata |= {f"{where}_address": host, f"{where}_port": int(port), "app_port": 9000}
+            node = node_of(name, namespace, **metadata)
+        else:
+            instances.append(_instance(words, options))
+    return Mesh(state_of(load(documents, "mesh.yaml") if documents else [], instances), node, shown)
+
+
+def _instance(words: list[str], options: dict[str, str]) -> service_pb2.Instance:
+    service, _, namespace = words[0].partition(".")
+    host, _, port = words[2].rpartition(":")
+    made = service_pb2.Instance(
+        id=words[1],
+        service=service,
+        namespace=namespace,
+        address=host.strip("[]"),
+        port=int(port),
+        health=service_pb2.HEALTHY,
+    )
+    for name, value in options.items():
+        if name.startswith("label."):
+            made.labels[name.removeprefix("label.")] = value
+        elif name == "health":
+            made.health = service_pb2.Health.Value(value)
+        elif name in ("region", "zone"):
+            setattr(made.locality, name, value)
+        elif name == "weight":
+            made.weight = int(value)
+        else:
+            setattr(made, name, value)
+    return made
+
+
+def written(mesh: Mesh) -> str:
+    """What is to be shown of what is made of a mesh."""
+    snapshot = mesh.snapshot()
+    assert snapshot.dangling() == []
+    lines: list[str] = []
+    for part in mesh.shown:
+        lines += _WRITERS[part](mesh, snapshot)
+    return "\n".join(lines)
+
+
+def _clusters(mesh: Mesh, snapshot: Snapshot) -> Iterator[str]:
+    for name, data in sorted(snapshot.types[CLUSTER].items()):
+        cluster = cluster_pb2.Cluster.FromString(data)
+        kind = cluster_pb2.Cluster.DiscoveryType.Name(cluster.type)
+        yield f"cluster {name}: {kind} {cluster_pb2.Cluster.LbPolicy.Name(cluster.lb_policy)}"
+
+
+def _endpoints(mesh: Mesh, snapshot: Snapshot) -> Iterator[str]:
+    for name, data in sorted(snapshot.types[ENDPOINTS].items()):
+        groups = endpoint_pb2.ClusterLoadAssignment.FromString(data).endpoints
+        yield f"endpoints {name}:" + ("" if groups else " none")
+        for group in groups:
+            place = "/".join(filter(None, (group.locality.region, group.locality.zone)))
+            yield f"  {place or 'anywhere'} weight {group.load_balancing_weight.value}"
+            for each in group.lb_endpoints:
+                address = each.endpoint.address.socket_address
+                health = health_check_pb2.HealthStatus.Name(each.health_status)
+                yield f"    {address.address}:{address.port_value} weight {each.load_balancing_weight.value} {health}"
+
+
+def _routes(mesh: Mesh, snapshot: Snapshot) -> Iterator[str]:
+    for data in snapshot.types[ROUTES].values():
+        for host in route_pb2.RouteConfiguration.FromString(data).virtual_hosts:
+            yield f"{host.name}: {' '.join(host.domains)}"
+            for route in host.routes:
+                yield f"  {_match(route.match)} -> {_action(route.route)} ({route.name})"
+
+
+def _match(match: Any) -> str:
+    how = match.WhichOneof("path_specifier")
+    path = match.safe_regex.regex if how == "safe_regex" else getattr(match, how)
+    words = [f"{'regex' if how == 'safe_regex' else how} {path}"]
+    for header in match.headers:
+        value = header.string_match
+        words.append(f"{header.name}={value.exact}" if value.exact else f"{header.name}~{value.safe_regex.regex}")
+    return " ".join(words)
+
+
+def _action(action: Any) -> str:
+    shares = [f"{share.name} {share.weight.value}" for share in action.weighted_clusters.clusters]
+    return ", ".join(shares).replace("outbound|", "") or action.cluster.replace("outbound|", "")
+
+
+def _listeners(mesh: Mesh, snapshot: Snapshot) -> Iterator[str]:
+    for name, data in sorted(snapshot.types[LISTENER].items()):
+        listener = listener_pb2.Listener.FromString(data)
+        address = listener.address.socket_address
+        where = f"{address.address}:{address.port_value}" if address.address else "internal"
+        yield f"listener {name}: {where}"
+        manager = http_connection_manager_pb2.HttpConnectionManager()
+        listener.filter_chains[0].filters[0].typed_config.Unpack(manager)
+        for item in manager.http_filters[:-1]:
+            limit = local_rate_limit_pb2.LocalRateLimit()
+            item.typed_config.Unpack(limit)
+            bucket = limit.token_bucket
+            enforced = limit.filter_enforced.default_value.numerator
+            every = f"{bucket.tokens_per_fill.value} per {bucket.fill_interval.ToNanoseconds() / 1e9:g}s"
+            yield f"  limit {limit.stat_prefix}: {every}, burst {bucket.max_tokens}, {'enforced' if enforced else 'shadow'}"
+
+
+def _conditions(mesh: Mesh, snapshot: Snapshot) -> Iterator[str]:
+    conditions = Conditions(mesh.state)
+    for resource in mesh.state.resources.values():
+        yield kinds.describe(resource)
+        for each in conditions.status(resource).conditions:
+            yield re.sub(r"[: ]+$", "", f"  {each.type} {each.status} {each.reason}: {each.message}")
+
+
+_WRITERS: Final = {
+    "clusters": _clusters,
+    "endpoints": _endpoints,
+    "routes": _routes,
+    "listeners": _listeners,
+    "conditions": _conditions,
+}
