@@ -124,16 +124,16 @@ class Accepted(asyncio.Protocol):
         loop = self._listener.worker.loop
         plain = self._transport
         assert plain is not None and chain.context is not None and chain.config.tls is not None
-        read, self._data = self._data, b""
         handshake = loop.create_task(
             loop.start_tls(plain, self, chain.context, server_side=True, ssl_handshake_timeout=tls.HANDSHAKE_TIMEOUT_S)
         )
         try:
+            # After one turn of the loop `start_tls` has put its protocol in our place, and nothing more is read for us: what was read
+            # until then is the client's hello. After another turn that protocol knows its transport and may have it.
+            await asyncio.sleep(0)
+            read, self._data = self._data, b""
+            await asyncio.sleep(0)
             if read:
-                # One turn of the loop lets `start_tls` put its protocol in place, the next tells that protocol of its transport;
-                # reading resumes in the same turn, and the socket is not polled before we are through.
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
                 _feed(plain.get_protocol(), read)
             secured = await handshake
         except OSError:

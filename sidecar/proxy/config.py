@@ -81,7 +81,7 @@ class TlsConfig:
     minimum: TlsVersion = TlsVersion.V1_2
     maximum: TlsVersion = TlsVersion.V1_3
     requires_client_certificate: bool = False
-    """A listener's clients must show a certificate; otherwise one that is shown must be good."""
+    """A listener's clients must show a certificate, as they must where there are `sans`; otherwise one that is shown must be good."""
     sni: str = ""
     """The name that is sent to an endpoint; empty sends none."""
 

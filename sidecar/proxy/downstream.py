@@ -88,7 +88,8 @@ class Downstream(Handler, Peer):
             return
         self._is_lingering = True
         self._end_calls()
-        transport.write_eof()
+        if transport.can_write_eof():  # TLS cannot close one direction alone
+            transport.write_eof()
         self.worker.loop.call_later(LINGER_S, transport.abort)
 
     def eof_received(self) -> None:

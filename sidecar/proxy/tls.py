@@ -118,16 +118,14 @@ def refusal(config: TlsConfig, peer: ssl.SSLObject) -> str:
     """Why the peer is not taken although its chain is good; empty if it is taken (Envoy: match_typed_subject_alt_names)."""
     if not config.sans:
         return ""
-    names = cast(tuple[tuple[str, str], ...], (peer.getpeercert() or {}).get("subjectAltName", ()))
-    if not names:
-        # A client that need not show a certificate has none to compare (a listener that demands one got it in the handshake).
-        return "" if peer.server_side and not config.requires_client_certificate else "its certificate names nobody"
+    certificate = peer.getpeercert()
+    names = cast(tuple[tuple[str, str], ...], (certificate or {}).get("subjectAltName", ()))
     for match in config.sans:
         kind = _PYTHON_KINDS[match.kind]
         if any(kind == found and _holds(match, value) for found, value in names):
             return ""
     shown = ", ".join(f"{kind}:{value}" for kind, value in names[:4])
-    return f"its certificate is for {shown}"
+    return f"its certificate is for {shown or 'nobody'}"
 
 
 def _holds(match: SanMatch, value: str) -> bool:

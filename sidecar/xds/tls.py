@@ -88,7 +88,7 @@ def _common(message: Any, path: str, *, requires: bool, sni: str) -> TlsConfig:
         alpn=tuple(message.alpn_protocols),
         minimum=_version(message.tls_params.tls_minimum_protocol_version, params, TlsVersion.V1_2),
         maximum=_version(message.tls_params.tls_maximum_protocol_version, params, TlsVersion.V1_3),
-        requires_client_certificate=requires,
+        requires_client_certificate=requires or bool(sans),
         sni=sni,
     )
 
