@@ -1,6 +1,7 @@
 """An audit that finds nothing is worth as much as the faults that it would have found."""
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -60,10 +61,11 @@ class Books:
             engine.dispose()
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One order in each state, and a second one settled."""
-    books = Books(tmp_path)
+    directory = tmp_path_factory.mktemp("books") / "original"
+    books = Books(directory)
     books.settle("settled")
     books.settle("settled-2")
     books.reject("rejected")
@@ -71,7 +73,13 @@ def directory(tmp_path: Path) -> Path:
         step("taken")
     books.record("pending")
     books.close()
-    return tmp_path
+    return directory
+
+
+@pytest.fixture
+def directory(original: Path, tmp_path: Path) -> Path:
+    """A copy of it, to spoil."""
+    return shutil.copytree(original, tmp_path / "copy")
 
 
 def plant(directory: Path, file: str, sql: str) -> None:

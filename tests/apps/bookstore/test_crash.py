@@ -100,7 +100,7 @@ def test_orders_is_killed_between_two_steps(
     order_id = f"killed-{method}-{is_after}"
     hold = shop.hold(method, Hold(is_after))
     with ThreadPoolExecutor(1) as pool:
-        purchase = pool.submit(shop.buy, order_id, timeout_s=1)
+        purchase = pool.submit(shop.buy, order_id, timeout_s=0.5)
         assert hold.reached.wait(10)
         shop.programs["orders"].kill()
         assert isinstance(purchase.exception(), grpc.RpcError)
