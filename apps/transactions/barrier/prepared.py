@@ -20,7 +20,7 @@ from apps.transactions.barrier.schema import BARRIER, PREPARED_REPLIES
 from apps.transactions.context import BranchCall, Op
 from apps.transactions.seam import crossing
 
-LOCK_TIMEOUT_MS: Final = 2000
+LOCK_TIMEOUT_MS: Final = 500
 PREFIX: Final = "tx:"
 
 
