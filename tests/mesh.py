@@ -349,6 +349,18 @@ class Mesh:
             self._callers[key] = Caller(process, schema)
         return self._callers[key]
 
+    @contextmanager
+    def guests(self) -> Iterator["Mesh"]:
+        """End what was started meanwhile; callers stay."""
+        before = set(self.processes)
+        try:
+            yield self
+        finally:
+            kept = before | {caller.process for caller in self._callers.values()} | {self.plane}
+            for process in [each for each in self.processes if each not in kept]:
+                process.kill()
+                self.processes.remove(process)
+
     def close(self) -> None:
         """End everything."""
         for caller in self._callers.values():
