@@ -87,6 +87,24 @@ class TlsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ConnectionLife:
+    """How long connections live, and how it is found that a peer is gone (Envoy: core.v3.HttpProtocolOptions, KeepaliveSettings)."""
+
+    idle_timeout_s: float = 3600.0
+    """A connection without a call for so long is closed; 0 is never. Found within an eighth of it."""
+    max_duration_s: float = 0.0
+    """So old a connection takes no new calls and is closed when the running ones are over; 0 is never (Envoy: max_connection_duration)."""
+    max_requests: int = 0
+    """After so many calls a connection takes no more; 0 is no limit (Envoy: max_requests_per_connection)."""
+    keepalive_interval_s: float = 0.0
+    """How often a peer is asked for a sign of life by PING; 0 is never (Envoy: connection_keepalive.interval)."""
+    keepalive_timeout_s: float = 0.0
+    """A peer that has not answered by then is gone: the connection is cut, its calls fail with UNAVAILABLE."""
+    keepalive_jitter: float = 0.15
+    """Each interval is longer by chance, up to this share."""
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointConfig:
     """One address behind a cluster (Envoy: endpoint.v3.LbEndpoint)."""
 
@@ -99,6 +117,15 @@ class EndpointConfig:
     """It leaves on purpose, so it is no sign of trouble: it does not count towards the panic threshold."""
     version: str = ""
     """From the metadata `envoy.lb`: label of metrics."""
+
+
+class Codec(Enum):
+    """Which HTTP is spoken (Envoy: HttpConnectionManager.codec_type, HttpProtocolOptions.explicit_http_config)."""
+
+    AUTO = "auto"
+    """On a listener: as ALPN said, or as the first bytes say."""
+    HTTP1 = "http1"
+    HTTP2 = "http2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +151,13 @@ class ClusterConfig:
     """Retries at once."""
     panic_threshold: float = 0.5
     """When the usable share of the endpoints is below this, all are used (Envoy: common_lb_config.healthy_panic_threshold)."""
+    codec: Codec = Codec.HTTP2
     http2: Settings = field(default_factory=Settings)
     tls: TlsConfig | None = None
     """How endpoints are spoken to; None is plain text (Envoy: transport_socket)."""
+    life: ConnectionLife = ConnectionLife()
+    buffer_limit: int = 64 * 1024
+    """Bytes that wait for an endpoint's socket before data is held back (Envoy: per_connection_buffer_limit_bytes, there 1 MiB if unset)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +211,13 @@ class Route:
     timeout_s: float = 15.0
     """Longest time from the end of the request to the end of the response, seconds; 0 is none."""
     retry: RetryPolicy | None = None
+    idle_timeout_s: float | None = None
+    """Instead of the listener's `stream_idle_timeout_s`; 0 is never."""
+    max_duration_s: float | None = None
+    """Longest time from a call's first header to its end, instead of the listener's `max_stream_duration_s`; 0 is none."""
+    grpc_timeout_max_s: float | None = None
+    """`grpc-timeout` is honoured up to this, and instead of `max_duration_s`; 0 is without a bound. Unset, it is honoured as it is,
+    beside `max_duration_s` (Envoy: max_stream_duration.grpc_timeout_header_max; there, unset, the header is left to the application)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,15 +253,6 @@ class LocalRateLimit:
     """Refuse with RESOURCE_EXHAUSTED instead of UNAVAILABLE."""
 
 
-class Codec(Enum):
-    """Which HTTP a listener speaks (Envoy: HttpConnectionManager.codec_type)."""
-
-    AUTO = "auto"
-    """As ALPN said, or as the first bytes say."""
-    HTTP1 = "http1"
-    HTTP2 = "http2"
-
-
 @dataclass(frozen=True, slots=True)
 class HttpManager:
     """How HTTP is spoken on a listener (Envoy: HttpConnectionManager)."""
@@ -237,8 +266,11 @@ class HttpManager:
     takes_connect: bool = False
     codec: Codec = Codec.AUTO
     http2: Settings = field(default_factory=Settings)
+    life: ConnectionLife = ConnectionLife()
     stream_idle_timeout_s: float = 300.0
-    """A stream without a byte for so long is ended; 0 is never."""
+    """A call in which neither side has sent anything for so long is ended; 0 is never. Found within a quarter of it."""
+    max_stream_duration_s: float = 0.0
+    """Longest time from a call's first header to its end; 0 is none."""
 
 
 class Direction(Enum):

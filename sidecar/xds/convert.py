@@ -17,6 +17,7 @@ from sidecar.proxy.config import (
     ChainMatch,
     ClusterConfig,
     Codec,
+    ConnectionLife,
     Direction,
     EndpointConfig,
     FilterChain,
@@ -76,6 +77,26 @@ def _http2(options: Any, path: str) -> Settings:
         max_concurrent_streams=options.max_concurrent_streams.value
         if options.HasField("max_concurrent_streams")
         else base.max_concurrent_streams,
+    )
+
+
+def _life(common: Any, http2: Any, path: str) -> ConnectionLife:
+    """core.v3.HttpProtocolOptions, and the keepalive of core.v3.Http2ProtocolOptions."""
+    base = ConnectionLife()
+    keepalive = http2.connection_keepalive
+    interval = seconds(keepalive.interval)
+    timeout = seconds(keepalive.timeout)
+    if http2.HasField("connection_keepalive") and (timeout <= 0 or (keepalive.HasField("interval") and interval <= 0)):
+        raise ConfigError(f"{path}.connection_keepalive", "interval and timeout must be above 0 (RMR0127)")
+    return ConnectionLife(
+        idle_timeout_s=seconds_or(common, "idle_timeout", base.idle_timeout_s),
+        max_duration_s=seconds_or(common, "max_connection_duration", base.max_duration_s),
+        max_requests=number_or(common, "max_requests_per_connection", base.max_requests),
+        keepalive_interval_s=interval,
+        keepalive_timeout_s=timeout,
+        keepalive_jitter=keepalive.interval_jitter.value / 100
+        if keepalive.HasField("interval_jitter")
+        else base.keepalive_jitter,
     )
 
 
@@ -226,6 +247,11 @@ def http_manager(message: Any, path: str) -> HttpManager:
         takes_connect=bool(message.upgrade_configs),
         codec=codecs[message.codec_type],
         http2=_http2(message.http2_protocol_options, f"{path}.http2_protocol_options"),
+        life=_life(
+            message.common_http_protocol_options, message.http2_protocol_options, f"{path}.http2_protocol_options"
+        ),
+        stream_idle_timeout_s=seconds_or(message, "stream_idle_timeout", 300.0),
+        max_stream_duration_s=seconds_or(message.common_http_protocol_options, "max_stream_duration", 0.0),
     )
 
 
@@ -311,12 +337,18 @@ def _route(message: Any, path: str) -> Route:
             raise ConfigError(f"{path}.route.weighted_clusters", "the weights add up to 0 (RMR0113)")
     else:
         raise ConfigError(f"{path}.route", "cluster or weighted_clusters is needed (RMR0112)")
+    longest = action.max_stream_duration
     return Route(
         match=_route_match(message.match, f"{path}.match"),
         clusters=clusters,
         name=message.name,
         timeout_s=seconds(action.timeout) if action.HasField("timeout") else 15.0,
         retry=_retry(action.retry_policy, f"{path}.route.retry_policy") if action.HasField("retry_policy") else None,
+        idle_timeout_s=seconds(action.idle_timeout) if action.HasField("idle_timeout") else None,
+        max_duration_s=seconds(longest.max_stream_duration) if longest.HasField("max_stream_duration") else None,
+        grpc_timeout_max_s=seconds(longest.grpc_timeout_header_max)
+        if longest.HasField("grpc_timeout_header_max")
+        else None,
     )
 
 
@@ -407,10 +439,7 @@ def cluster(message: Any) -> ClusterConfig:
     else:
         name = cluster_pb2.Cluster.DiscoveryType.Name(message.type)
         raise ConfigError(f"{path}.type", f"{name}: STATIC and EDS are supported (RMR0116)")
-    if internal is None:
-        http2 = _cluster_http2(message, path)
-    else:
-        http2 = Settings()
+    codec, http2, life = _cluster_http(message, path)
     limits = _limits(message, path)
     return ClusterConfig(
         name=message.name,
@@ -426,27 +455,42 @@ def cluster(message: Any) -> ClusterConfig:
         panic_threshold=message.common_lb_config.healthy_panic_threshold.value / 100
         if message.common_lb_config.HasField("healthy_panic_threshold")
         else 0.5,
+        codec=codec,
         http2=http2,
         tls=tls.upstream(message.transport_socket, f"{path}.transport_socket")
         if message.HasField("transport_socket")
         else None,
+        life=life,
+        buffer_limit=number_or(message, "per_connection_buffer_limit_bytes", 64 * 1024),
     )
 
 
-def _cluster_http2(message: Any, path: str) -> Settings:
+def _cluster_http(message: Any, path: str) -> tuple[Codec, Settings, ConnectionLife]:
+    """Which HTTP the endpoints speak, and how; HTTP/1.1 where nothing is said, as in Envoy."""
     packed = message.typed_extension_protocol_options
     unknown = sorted(set(packed).difference((_HTTP_OPTIONS,)))
     if unknown:
         raise ConfigError(f"{path}.typed_extension_protocol_options", f'"{unknown[0]}" is not supported (RMR0117)')
+    if _HTTP_OPTIONS not in packed:
+        return Codec.HTTP1, Settings(), ConnectionLife()
     place = f"{path}.typed_extension_protocol_options[{_HTTP_OPTIONS}]"
-    options: Any = unpack(packed[_HTTP_OPTIONS], place) if _HTTP_OPTIONS in packed else None
-    if options is None or not options.explicit_http_config.HasField("http2_protocol_options"):
+    options: Any = unpack(packed[_HTTP_OPTIONS], place)
+    explicit = options.explicit_http_config
+    chosen = explicit.WhichOneof("protocol_config")
+    if chosen is None:
         raise ConfigError(
-            place, "explicit_http_config.http2_protocol_options is needed: upstream is HTTP/2 only (RMR0117)"
+            place,
+            "explicit_http_config with http2_protocol_options, or with http_protocol_options for HTTP/1.1, is needed (RMR0117)",
         )
-    return _http2(
-        options.explicit_http_config.http2_protocol_options, f"{place}.explicit_http_config.http2_protocol_options"
-    )
+    if options.common_http_protocol_options.HasField("max_stream_duration"):
+        raise ConfigError(
+            f"{place}.common_http_protocol_options.max_stream_duration",
+            "is supported on routes and listeners (RMR0117)",
+        )
+    http2 = explicit.http2_protocol_options
+    where = f"{place}.explicit_http_config.http2_protocol_options"
+    life = _life(options.common_http_protocol_options, http2, where)
+    return (Codec.HTTP2 if chosen == "http2_protocol_options" else Codec.HTTP1), _http2(http2, where), life
 
 
 def _limits(message: Any, path: str) -> dict[str, int]:
