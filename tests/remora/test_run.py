@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from proto.mesh.v1 import service_pb2
-from tests.end_to_end.programs.schema import messages
+from tests.end_to_end.programs.schema import messages, services
 from tests.mesh import NO_PROXY, SERVER, Mesh, Process, is_alive, load, tree
 from tests.waiting import eventually
 
@@ -71,23 +71,22 @@ def test_a_program_is_found_once_it_is_healthy(guests: Mesh) -> None:
 
 def test_a_program_without_a_health_service_is_found_once_it_listens(guests: Mesh) -> None:
     guests.echo("silent-1", "silent", HEALTH="none")
-    caller = guests.caller()
-    assert caller.says(caller.stub("silent:1")) == "silent-1"
+    stub = guests.caller().stub("silent:1")
+    eventually(lambda: _answers(stub))
 
 
 def test_health_is_followed_both_ways(guests: Mesh) -> None:
     """A program that says it does not serve is not found; later it is taken out and put back as it says."""
     process = guests.echo("moody-1", "moody", HEALTH="not-serving", is_awaited=False)
     port = process.until(r"listening on (\d+)", "out")[1]
-    caller = guests.caller()
-    stub = caller.stub("moody:1")
+    stub = guests.caller().stub("moody:1")
     with grpc.insecure_channel(f"127.0.0.1:{port}", options=list(NO_PROXY)) as channel:
-        direct = caller.schema.services.EchoStub(channel)
+        direct = services.EchoStub(channel)
         direct.Unary(messages.Note(), timeout=5)  # it answers, and yet
         assert guests.instances("moody") == []
         direct.SetServing(messages.Serving(is_serving=True), timeout=5)
         guests.until_healthy("moody-1", service="moody")
-        assert caller.says(stub) == "moody-1"
+        eventually(lambda: _answers(stub))
         direct.SetServing(messages.Serving(is_serving=False), timeout=5)
         eventually(lambda: [each.health for each in guests.instances("moody")] == [service_pb2.UNHEALTHY])
         eventually(lambda: "no healthy" in _refusal(stub), message="calls still go there")
@@ -151,6 +150,7 @@ def test_a_stopped_instance_leaves_at_once_and_no_call_fails(guests: Mesh, engin
 def test_ctrl_c_in_a_terminal_reaches_only_us_so_that_the_program_is_drained(guests: Mesh) -> None:
     process = guests.echo("typed-1", "typed")
     stub = guests.caller().stub("typed:80")
+    eventually(lambda: _answers(stub))
     call = stub.Slow.future(messages.Wait(milliseconds=700), timeout=20)
     assert _answers(stub)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all that stand in its foreground
@@ -161,6 +161,7 @@ def test_ctrl_c_in_a_terminal_reaches_only_us_so_that_the_program_is_drained(gue
 def test_a_second_signal_cuts_the_wait_short(guests: Mesh) -> None:
     process = guests.echo("urgent-1", "urgent", STOP_S="0")
     stub = guests.caller().stub("urgent:80")
+    eventually(lambda: _answers(stub))
     call = stub.Slow.future(messages.Wait(milliseconds=25_000), timeout=30)
     assert _answers(stub)
     process.send(signal.SIGTERM)
@@ -203,7 +204,7 @@ def test_whoever_kills_us_leaves_no_process_behind(guests: Mesh) -> None:
 def test_a_program_that_crashes_takes_its_instance_along(guests: Mesh) -> None:
     process = guests.echo("fragile-1", "fragile")
     stub = guests.caller().stub("fragile:80")
-    assert _answers(stub)
+    eventually(lambda: _answers(stub))
     with pytest.raises(grpc.RpcError) as caught:
         stub.Crash(messages.Note(count=9), timeout=5)
     error: Any = caught.value
