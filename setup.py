@@ -12,6 +12,7 @@ HOT = [
     "sidecar/http2/connection.py",
     "sidecar/http2/frames.py",
     "sidecar/http2/headers.py",
+    "sidecar/http2/huffman.py",
     "sidecar/policy/balance.py",
     "sidecar/policy/token_bucket.py",
     "sidecar/proxy/call.py",
