@@ -21,6 +21,9 @@ MAX_FIELDS: Final = 100
 MAX_BYTES: Final = 60 * 1024
 """Bytes of a block that is taken, as on the wire (Envoy: max_request_headers_kb)."""
 
+MAX_SHORTENED: Final = 256
+"""Bytes of a string that is written with Huffman codes; what that costs grows with the square of the length (60 KiB: half a second)."""
+
 STATIC: Final[tuple[tuple[bytes, bytes], ...]] = tuple(HeaderTable.STATIC_TABLE)
 _STATIC_SIZE: Final = len(STATIC)
 _STATIC_INDEX: Final = {field: index for index, field in reversed(list(enumerate(STATIC, 1)))}
@@ -168,9 +171,10 @@ def _write_integer(value: int, mask: int, pattern: int) -> bytes:
 
 
 def _write_string(data: bytes) -> bytes:
-    short = _HUFFMAN.encode(data)
-    if len(short) < len(data):
-        return _write_integer(len(short), 0x7F, 0x80) + short
+    if len(data) <= MAX_SHORTENED:
+        short = _HUFFMAN.encode(data)
+        if len(short) < len(data):
+            return _write_integer(len(short), 0x7F, 0x80) + short
     return _write_integer(len(data), 0x7F, 0) + data
 
 

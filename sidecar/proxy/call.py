@@ -135,8 +135,13 @@ class Call(Timed):
         conn = up.conn
         if self.is_request_over and not body and self.trailers is None:
             stream = conn.open_stream(self.plan.block, True)
+            stream.call = self
+            self.up_stream = stream
         else:
             stream = conn.open_stream(self.plan.block, False)
+            # Before the data: some of it may leave after having waited, and `on_sent` tells the stream's call.
+            stream.call = self
+            self.up_stream = stream
             if body:
                 credit, self.uncredited = self.uncredited, 0
                 last = len(body) - 1
@@ -150,8 +155,6 @@ class Call(Timed):
                     self.body = None
             if self.trailers is not None:
                 conn.send_headers(stream, self.trailers, True)
-        stream.call = self
-        self.up_stream = stream
         up.mark()
 
     def on_deadline(self) -> None:
@@ -199,7 +202,7 @@ class Call(Timed):
         self.up_stream = None
         if stream is not None and up is not None:
             stream.call = None
-            self.down.conn.credit_connection(up.conn.take_unsent(stream))
+            self.down.conn.credit(self.down_stream, up.conn.take_unsent(stream))
             up.conn.credit_connection(self.down.conn.take_unsent(self.down_stream))
             if not stream.is_dead and not (stream.remote_closed and stream.local_closed):
                 up.conn.reset(stream, code)
