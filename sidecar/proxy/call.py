@@ -66,6 +66,7 @@ class Call(Timed):
         self.up_stream: Stream | None = None
         self.tries = 0
         self.tried: list[Endpoint] | None = None
+        """Where it was refused, while it is tried again; None before and after."""
         self.deadline = 0.0
 
     def start(self) -> None:
@@ -213,6 +214,12 @@ class Call(Timed):
             if up is None:
                 endpoint.forget(self)
 
+    def end_retries(self) -> None:
+        """There is an answer, or there will be none: this call no longer counts towards the cluster's `max_retries`."""
+        assert self.cluster is not None
+        self.cluster.retrying -= 1
+        self.tried = None
+
     def finish(self, status: int, flag: str) -> None:
         """The call is over: count it and let go of everything."""
         if self.is_done:
@@ -226,6 +233,8 @@ class Call(Timed):
         now = self.down.worker.now
         if cluster is not None:
             cluster.active -= 1
+            if self.tried is not None:
+                self.end_retries()
             stats = endpoint.stats if endpoint is not None else cluster.stats
         else:
             stats = self.down.stats

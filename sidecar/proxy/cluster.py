@@ -241,14 +241,18 @@ class Cluster:
         if retry is None or call.is_responded or call.tries > retry.num_retries:
             return False
         has_whole_request = call.body is not None or (call.is_request_over and call.body_size == 0)
-        return has_whole_request and self.retrying < self.config.max_retries
+        return has_whole_request and (call.tried is not None or self.retrying < self.config.max_retries)
 
     def _retry(self, call: "Call", reason: str) -> None:
         """Another try, of a call that provably never reached the application."""
         self.worker.stats.count_retry(self.label, reason)
         endpoint = call.endpoint
-        if endpoint is not None:
-            call.tried = [*(call.tried or ()), endpoint]
+        assert endpoint is not None
+        if call.tried is None:
+            self.retrying += 1  # until there is an answer, see `Call.end_retries`
+            call.tried = [endpoint]
+        else:
+            call.tried.append(endpoint)
         call.detach(0)
         call.endpoint = None
         self._try(call)

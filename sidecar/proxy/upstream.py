@@ -160,6 +160,8 @@ class Upstream(Handler, Peer):
             call.is_responded = True
             call.body = None
             call.http_status = known.http_status
+            if call.tried is not None:
+                call.end_retries()
         elif known.http_status and known.http_status != 101 and not ended:
             return  # an interim response: nobody asked for one
         else:

@@ -289,10 +289,13 @@ def local_rate_limit(message: Any, path: str) -> LocalRateLimit:
             f"{path}.token_bucket.fill_interval",
             f"{interval:g} s: at least {MIN_FILL_INTERVAL_S:g} s is needed (RMR0110)",
         )
+    fill = bucket.tokens_per_fill.value if bucket.HasField("tokens_per_fill") else 1
+    if fill < 1:
+        raise ConfigError(f"{path}.token_bucket.tokens_per_fill", f"{fill}: at least 1 is needed (RMR0110)")
     return LocalRateLimit(
         stat_prefix=message.stat_prefix,
         max_tokens=bucket.max_tokens,
-        tokens_per_fill=bucket.tokens_per_fill.value if bucket.HasField("tokens_per_fill") else 1,
+        tokens_per_fill=fill,
         fill_interval_s=interval,
         enabled=_fraction(message.filter_enabled),
         enforced=_fraction(message.filter_enforced),
