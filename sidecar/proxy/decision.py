@@ -4,8 +4,8 @@ A client sends the same block again and again, so the raw block is the key (`exa
 Where some headers differ from call to call (`grpc-timeout`, trace ids, tokens), the block is split, not decoded; the decision is found by the
 fields that routing reads (`_masked`), and the other fields are forwarded as they came: about 8 µs for ten fields.
 
-Bounds: both dicts hold at most MAX_ENTRIES; a block gets into `exact` only when the same connection sent it twice within its last
-`DOORKEEPER` distinct blocks, so a client whose blocks all differ cannot push others out. `reconfigure` drops everything at once.
+Bounds: both dicts hold at most MAX_ENTRIES entries and MAX_BYTES bytes of keys; a block gets into `exact` only when the same connection
+sent it twice within its last `DOORKEEPER` distinct blocks, so a client whose blocks all differ cannot push others out. `reconfigure` drops everything at once.
 """
 
 import re
@@ -26,10 +26,15 @@ from sidecar.proxy.status import Status
 from sidecar.telemetry.stats import Stats
 
 MAX_ENTRIES: Final = 4096
+MAX_BYTES: Final = 8 * 1024 * 1024
 MAX_CACHED_BLOCK: Final = 8192
 """Bytes; a longer block is decided anew each time."""
+MAX_REMEMBERED_FIELD: Final = 1024
+"""Bytes; a longer name is read, a longer value is checked anew each time."""
 DOORKEEPER: Final = 64
-_MAX_NAMES: Final = 2048
+MAX_NAMES: Final = 2048
+MAX_LENGTH_DIGITS: Final = 18
+"""Of a content-length; what is longer is no length that anybody could send."""
 
 _PSEUDO: Final = 1
 _AUTHORITY: Final = 2
@@ -135,7 +140,9 @@ class DecisionCache:
         self.takes_connect = False
         self._stats = stats
         self._chance = chance
+        self._exact_bytes = 0
         self._masked: dict[bytes, Decision] = {}
+        self._masked_bytes = 0
         self._kinds: dict[bytes, int] = {}
         self._checked: dict[bytes, None] = {}
         self._router: Router | None = None
@@ -151,12 +158,14 @@ class DecisionCache:
         self._clusters = clusters
         self._limits = limits
         self.exact = {}
+        self._exact_bytes = 0
         self._masked = {}
+        self._masked_bytes = 0
         self._kinds = {}
         self._checked = {}
 
-    def plan(self, block: bytes, seen: dict[bytes, None]) -> Plan:
-        """What to do with a block that `exact` does not hold; `seen` is the connection's doorkeeper.
+    def plan(self, block: bytes, seen: dict[int, None]) -> Plan:
+        """What to do with a block that `exact` does not hold; `seen` is the connection's doorkeeper: hashes of its last blocks.
 
         Raises HeaderError (the connection's fault) and Malformed (the stream's).
         """
@@ -169,20 +178,34 @@ class DecisionCache:
         decision = self._masked.get(key)
         if decision is None:
             decision = self._decide(fields)
-            if len(self._masked) >= MAX_ENTRIES:
-                self._masked.clear()
-            self._masked[key] = decision
+            self._remember(key, decision)
         plan = Plan(decision, forwarded, timeout)
-        if block in seen:
-            if len(self.exact) >= MAX_ENTRIES:
-                for old in list(self.exact)[: MAX_ENTRIES // 8]:
-                    del self.exact[old]
-            self.exact[block] = plan
-        elif len(block) <= MAX_CACHED_BLOCK:
-            if len(seen) >= DOORKEEPER:
-                seen.clear()
-            seen[block] = None
+        if len(block) <= MAX_CACHED_BLOCK:
+            number = hash(block)
+            if number in seen:
+                self._admit(block, plan)
+            else:
+                if len(seen) >= DOORKEEPER:
+                    seen.clear()
+                seen[number] = None
         return plan
+
+    def _remember(self, key: bytes, decision: Decision) -> None:
+        if len(key) > MAX_CACHED_BLOCK:
+            return
+        if len(self._masked) >= MAX_ENTRIES or self._masked_bytes > MAX_BYTES:
+            self._masked.clear()
+            self._masked_bytes = 0
+        self._masked[key] = decision
+        self._masked_bytes += len(key)
+
+    def _admit(self, block: bytes, plan: Plan) -> None:
+        if len(self.exact) >= MAX_ENTRIES or self._exact_bytes > MAX_BYTES:
+            for old in list(self.exact)[: max(1, len(self.exact) // 8)]:
+                del self.exact[old]
+                self._exact_bytes -= len(old)
+        self.exact[block] = plan
+        self._exact_bytes += len(block)
 
     def _sort(self, fields: list[RawField]) -> tuple[bytes, bytes, float]:
         """(what the decision depends on, block to forward, seconds of grpc-timeout)."""
@@ -244,7 +267,7 @@ class DecisionCache:
             raise Malformed("control character in a value")
         if len(self._checked) >= MAX_ENTRIES:
             self._checked.clear()
-        if len(field[1]) <= MAX_CACHED_BLOCK:
+        if len(field[1]) <= MAX_REMEMBERED_FIELD:
             self._checked[field[1]] = None
 
     def _kind_of(self, field: RawField) -> int:
@@ -267,9 +290,10 @@ class DecisionCache:
         else:
             kind = _FORWARD
         # An indexed field is name and value in one: its kind is that of the name, so it may be remembered too.
-        if len(self._kinds) >= _MAX_NAMES:
+        if len(self._kinds) >= MAX_NAMES:
             self._kinds.clear()
-        self._kinds[field[0]] = kind
+        if len(field[0]) <= MAX_REMEMBERED_FIELD:
+            self._kinds[field[0]] = kind
         return kind
 
     def _decide(self, fields: list[RawField]) -> Decision:
@@ -291,8 +315,8 @@ class DecisionCache:
         [path] = values.get(b":path", [b""])
         length = b",".join(values.get(b"content-length", []))
         _check_request_line(method, path, authority, has_scheme=b":scheme" in values)
-        if length and not length.isdigit():
-            raise Malformed("content-length is not a number")
+        if length and not (length.isdigit() and len(length) <= MAX_LENGTH_DIGITS):
+            raise Malformed("content-length is not a length")
         if b"#" in path:
             decision = _refuse(Status.INTERNAL, "a path has no fragment", "DPE", 400)
         else:

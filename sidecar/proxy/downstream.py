@@ -41,7 +41,7 @@ class Downstream(Handler, Peer):
         self.is_dirty = False
         self._is_lingering = False
         self.cache = cache
-        self._seen: dict[bytes, None] = {}
+        self._seen: dict[int, None] = {}
         self._transport: asyncio.Transport | None = None
         self._lengths: dict[int, int] = {}
         """Bytes still expected, for requests that declared a content-length."""
