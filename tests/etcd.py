@@ -7,6 +7,7 @@ with etcd_cluster(directory, size=3) as etcd:
 
 import base64
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,7 @@ START_ATTEMPTS: Final = 3
 
 @dataclass(frozen=True)
 class Certificates:
-    """PEM files: an authority, the members' certificate (for 127.0.0.1), a client's."""
+    """PEM files: an authority, the members' certificate (for 127.0.0.1 and etcd.test), a client's."""
 
     ca: Path
     server_cert: Path
@@ -83,7 +84,7 @@ def make_certificates(directory: Path, client_name: str = "remora") -> Certifica
         "-out",
         "ca.pem",
     )
-    make("server", "etcd", "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n")
+    make("server", "etcd", "subjectAltName=IP:127.0.0.1,DNS:etcd.test\nextendedKeyUsage=serverAuth,clientAuth\n")
     make("client", client_name, "extendedKeyUsage=clientAuth\n")
     return Certificates(
         *(directory / name for name in ("ca.pem", "server.pem", "server.key", "client.pem", "client.key"))
@@ -165,6 +166,7 @@ class EtcdMember:
         """SIGSTOP: connections stay, nothing answers."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)  # until it has stopped
 
     def resume(self) -> None:
         assert self._process is not None
@@ -250,6 +252,11 @@ class EtcdCluster:
         for lease in self.post("lease/leases").get("leases", ()):
             self.post("lease/revoke", {"ID": lease["ID"]})
         self.post("kv/deleterange", {"key": _b64(b"\0"), "range_end": _b64(b"\0")})
+
+    def disarm(self) -> None:
+        """End all alarms, as an operator does once there is room again."""
+        for alarm in self.post("maintenance/alarm", {"action": "GET"}).get("alarms", ()):
+            self.post("maintenance/alarm", {"action": "DEACTIVATE", **alarm})
 
     def enable_users(self, user: str, password: str, prefix: bytes) -> None:
         """Turn authentication on: root, with password `root`, and a user that may read and write under a prefix."""

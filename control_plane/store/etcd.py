@@ -36,7 +36,7 @@ from control_plane.store.contract import (
     check_txn,
 )
 from control_plane.store.etcd_leases import KeepAlives
-from control_plane.store.etcd_members import HistoryGone, Kind, Members
+from control_plane.store.etcd_members import PATIENCE, HistoryGone, Kind, Members, Patience
 from control_plane.store.etcd_target import Target, parse
 from proto.etcd.v1 import rpc_pb2 as pb
 
@@ -53,14 +53,14 @@ _MAX_ID: Final = 2**63 - 1
 class EtcdStore:
     """See the module. `open` makes one; `Store` in `contract` says what it does."""
 
-    def __init__(self, target: Target) -> None:
-        self._members = Members(target)
+    def __init__(self, target: Target, patience: Patience) -> None:
+        self._members = Members(target, patience)
         self._keep_alives = KeepAlives(self._members)
 
     @classmethod
-    async def open(cls, target: str) -> "EtcdStore":
+    async def open(cls, target: str, patience: Patience = PATIENCE) -> "EtcdStore":
         """Connect. Raises BadTarget, StoreUnavailable if etcd is away, StoreError if it does not let us in."""
-        store = cls(parse(target, os.environ))
+        store = cls(parse(target, os.environ), patience)
         try:
             await store._check()
         except BaseException:

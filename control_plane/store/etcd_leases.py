@@ -13,7 +13,7 @@ from typing import Any, Final
 import grpc.aio
 
 from control_plane.store.contract import LeaseNotFound, StoreUnavailable
-from control_plane.store.etcd_members import PATIENCE_S, TRY_S, Member, Members, Metadata, is_cancelled, pauses
+from control_plane.store.etcd_members import Member, Members, Metadata, is_cancelled, pauses
 from proto.etcd.v1 import rpc_pb2 as pb
 
 MAX_WAITING: Final = 10_000
@@ -30,10 +30,11 @@ class _Lost(Exception):
 class _Stream:
     """One LeaseKeepAlive call and who waits for its answers."""
 
-    def __init__(self, member: Member, metadata: Metadata) -> None:
+    def __init__(self, member: Member, metadata: Metadata, try_s: float) -> None:
         self.member = member
         self.metadata = metadata
         self.is_lost = False
+        self._try_s = try_s
         self._questions: asyncio.Queue[pb.LeaseKeepAliveRequest] = asyncio.Queue()
         self._waiting: deque[tuple[int, asyncio.Future[int]]] = deque()
         self._asked = asyncio.Event()
@@ -58,7 +59,7 @@ class _Stream:
                 while not self._waiting:
                     self._asked.clear()
                     await self._asked.wait()
-                async with asyncio.timeout(TRY_S):
+                async with asyncio.timeout(self._try_s):
                     response: Any = await call.read()
                 if response is grpc.aio.EOF:
                     return
@@ -101,7 +102,7 @@ class KeepAlives:
 
     async def renew(self, lease: int) -> int:
         """The new TTL in seconds. Raises LeaseNotFound, StoreUnavailable."""
-        until = monotonic() + PATIENCE_S
+        until = monotonic() + self._members.patience.total_s
         for pause_s in pauses():
             stream = await self._open(until)
             try:
@@ -130,7 +131,7 @@ class KeepAlives:
             member = await self._members.connected(until)
             metadata = await self._members.metadata()
             if self._stream is None or self._stream.is_lost:  # else another caller was faster
-                self._stream = _Stream(member, metadata)
+                self._stream = _Stream(member, metadata, self._members.patience.try_s)
         return self._stream
 
     async def close(self) -> None:

@@ -28,12 +28,6 @@ from control_plane.store.etcd_target import PASSWORD, USER, Target
 from proto.etcd.v1 import rpc_pb2 as pb
 from proto.etcd.v1 import rpc_pb2_grpc as rpc
 
-TRY_S: Final = 2.0
-"""One try of a call that may be done twice."""
-ONLY_TRY_S: Final = 4.0
-"""The try of a call that may not: a slow disk is better waited for than left in doubt."""
-PATIENCE_S: Final = 5.0
-"""A call, all its tries together. An election of etcd's takes one to three seconds."""
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 0.8
 """Pauses between tries double from the first to the longest, times 0.5 to 1.5 by chance."""
@@ -67,6 +61,23 @@ class Failure(Protocol):
     def code(self) -> grpc.StatusCode: ...
 
     def details(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait for etcd, in seconds."""
+
+    try_s: float = 2.0
+    """One try of a call that may be done twice; an answer on the stream of keep-alives."""
+    only_try_s: float = 4.0
+    """The try of a call that may not: a slow disk is better waited for than left in doubt."""
+    total_s: float = 5.0
+    """A call, all its tries together, and a watch without a member. An election of etcd's takes one to three seconds."""
+    silence_s: float = 2.0
+    """A watch on which nothing comes asks for a sign of life after so long; again so long, and the member is left."""
+
+
+PATIENCE: Final = Patience()
 
 
 class HistoryGone(StoreError):
@@ -195,8 +206,9 @@ class Answer(Generic[Response]):
 class Members:
     """The cluster. Belongs to one event loop."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, patience: Patience) -> None:
         self.target = target
+        self.patience = patience
         self.is_closed = False
         # In an order of our own, so that the replicas of a control plane do not all sit on the first member.
         self._members = [Member(endpoint, target) for endpoint in sample(target.endpoints, len(target.endpoints))]
@@ -263,12 +275,13 @@ class Members:
         with_token: bool = True,
     ) -> Answer[Response]:
         """Call one member after the other until one answers. Raises what `judge` says, or StoreUnavailable."""
-        until = monotonic() + PATIENCE_S
+        until = monotonic() + self.patience.total_s
         was_in_doubt = False
         for pause_s in pauses():
             member = await self.connected(until)
             metadata = await self.metadata() if with_token else _NOBODY
-            limit_s = min(ONLY_TRY_S if kind is Kind.WRITE else TRY_S, max(until - monotonic(), FIRST_PAUSE_S))
+            try_s = self.patience.only_try_s if kind is Kind.WRITE else self.patience.try_s
+            limit_s = min(try_s, max(until - monotonic(), FIRST_PAUSE_S))
             try:
                 response = await self._unary(method(member), request, limit_s, metadata)
                 return Answer(response, was_in_doubt)

@@ -18,17 +18,14 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Final
+from typing import Any
 
 import grpc
 import grpc.aio
 
 from control_plane.store.contract import Compacted, Event, EventType, StoreUnavailable
-from control_plane.store.etcd_members import PATIENCE_S, Failure, Member, Members, Metadata, is_cancelled, pauses
+from control_plane.store.etcd_members import Failure, Member, Members, Metadata, is_cancelled, pauses
 from proto.etcd.v1 import rpc_pb2 as pb
-
-SILENCE_S: Final = 2.0
-"""Without an answer for so long, ask for a sign of life; again so long, and the member is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ async def follow(members: Members, prefix: bytes, start_revision: int) -> AsyncG
     away_since = monotonic()
     waits = pauses()
     while True:
-        member = await members.connected(away_since + PATIENCE_S)
+        member = await members.connected(away_since + members.patience.total_s)
         metadata = await members.metadata()
         failure: Failure
         try:
@@ -82,7 +79,7 @@ async def follow(members: Members, prefix: bytes, start_revision: int) -> AsyncG
         await members.settle(member, failure, metadata)
         away_since = away_since or monotonic()
         pause_s = next(waits)
-        if monotonic() + pause_s > away_since + PATIENCE_S:
+        if monotonic() + pause_s > away_since + members.patience.total_s:
             raise StoreUnavailable(members.away(member, failure))
         await asyncio.sleep(pause_s)
 
@@ -102,7 +99,7 @@ async def _stream(
         held: list[pb.Event] = []
         while True:
             reading = reading or asyncio.ensure_future(call.read())
-            await asyncio.wait({reading}, timeout=SILENCE_S)
+            await asyncio.wait({reading}, timeout=members.patience.silence_s)
             if not reading.done():
                 if is_asked:
                     raise _Broken(_Ended("silent", grpc.StatusCode.DEADLINE_EXCEEDED))

@@ -1,9 +1,13 @@
-"""The stores under test: what they have in common is in `Subject`."""
+"""The stores under test: what they have in common is in `Subject`.
+
+The tests share one event loop: grpc.aio's queue of completions belongs to the process, and is disturbed when a loop goes away.
+"""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from control_plane.store.embedded import EmbeddedStore
 from control_plane.store.etcd import EtcdStore
@@ -18,7 +22,7 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
         yield cluster
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def embedded_subject(tmp_path: Path) -> AsyncIterator[EmbeddedSubject]:
     subject = EmbeddedSubject(tmp_path / "store")
     await subject.open()
@@ -26,7 +30,7 @@ async def embedded_subject(tmp_path: Path) -> AsyncIterator[EmbeddedSubject]:
     await subject.close()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def etcd_subject(etcd: EtcdCluster) -> AsyncIterator[EtcdSubject]:
     etcd.wipe()
     subject = EtcdSubject(etcd)

@@ -25,6 +25,8 @@ from control_plane.store.etcd import EtcdStore
 from tests.control_plane.store.subject import EtcdSubject, Subject, put, take
 from tests.waiting import eventually_async
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
 AnyStore = EmbeddedStore | EtcdStore
 
 # -- get and range ----------------------------------------------------------------------------------

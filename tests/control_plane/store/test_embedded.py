@@ -26,6 +26,8 @@ from control_plane.store.embedded_content import MAX_HISTORY_BYTES, MAX_HISTORY_
 from tests.control_plane.store import writer
 from tests.control_plane.store.subject import EmbeddedSubject, put, take
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
 # -- kill -9 ----------------------------------------------------------------------------------------
 
 ROUNDS = 12

@@ -38,6 +38,8 @@ from control_plane.store.contract import (
 from tests.control_plane.store.subject import EmbeddedSubject, EtcdSubject, put, take
 from tests.etcd import EtcdCluster
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
 T = TypeVar("T")
 
 
