@@ -234,6 +234,8 @@ class DecisionCache:
                     key.append(whole)
                 elif kind == _TIMEOUT:
                     timeout = parse_timeout(headers.value_of(field))
+                    if not timeout:
+                        self._check(field)
                     if self._routes_by_timeout:
                         key.append(whole)
                 elif kind == _FORBIDDEN:
@@ -245,6 +247,7 @@ class DecisionCache:
                         continue
                     key.append(whole)
                 elif kind == _HOST:
+                    self._check(field)
                     hosts.append(field)  # the authority says it already, or is made of it
                     continue
                 elif whole not in checked:

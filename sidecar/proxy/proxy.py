@@ -73,7 +73,7 @@ class Proxy:
             for number, chain in enumerate(chains):
                 manager = chain.config.manager
                 if manager is not None:
-                    missing = f'the routes "{manager.rds_name}" have not come from the control plane yet (flag NR)'
+                    missing = f'the routes "{manager.rds_name}" have not come from the control plane yet'
                     chain.cache.what_is_missing = missing
                     key = (config.name, number)
                     limits[key] = self._limits_of(key, manager)

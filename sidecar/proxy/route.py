@@ -46,11 +46,9 @@ def _value_holds(match: HeaderMatch, value: bytes) -> bool:
 
 def _route_holds(route: Route, request: Request) -> bool:
     match = route.match
-    if match.connect:
-        return request.method == b"CONNECT"
-    if request.method == b"CONNECT":
-        return False
-    if match.path is not None:
+    if match.connect or request.method == b"CONNECT":
+        path_holds = match.connect and request.method == b"CONNECT"
+    elif match.path is not None:
         path_holds = request.path == match.path
     elif match.prefix is not None:
         path_holds = request.path.startswith(match.prefix)
