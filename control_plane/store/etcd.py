@@ -31,7 +31,6 @@ from control_plane.store.contract import (
     StoreError,
     StoreUnavailable,
     TxnResult,
-    check_start,
     check_ttl,
     check_txn,
 )
@@ -107,14 +106,8 @@ class EtcdStore:
             request.key = response.kvs[-1].key + b"\0"
             request.limit = min(MAX_PAGE_KEYS, max(1, len(response.kvs) * PAGE_BYTES // response.ByteSize()))
 
-    async def watch(self, prefix: bytes, start_revision: int) -> AsyncGenerator[tuple[Event, ...], None]:
-        check_start(start_revision)
-        events = etcd_watch.follow(self._members, prefix, start_revision)
-        try:
-            async for batch in events:
-                yield batch
-        finally:
-            await events.aclose()
+    def watch(self, prefix: bytes, start_revision: int) -> AsyncGenerator[tuple[Event, ...], None]:
+        return etcd_watch.follow(self._members, prefix, start_revision)
 
     # -- writing ------------------------------------------------------------------------------------
 

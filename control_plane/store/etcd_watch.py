@@ -15,7 +15,6 @@ Rules, each of them for a way in which a watch on etcd loses or repeats events:
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from control_plane.store.contract import Compacted, Event, EventType, StoreUnavailable
+from control_plane.store.contract import Compacted, Event, EventType, StoreUnavailable, check_start
 from control_plane.store.etcd_members import Failure, Member, Members, Metadata, is_cancelled, pauses
 from proto.etcd.v1 import rpc_pb2 as pb
 
@@ -57,84 +56,109 @@ def end_of(prefix: bytes) -> bytes:
 
 async def follow(members: Members, prefix: bytes, start_revision: int) -> AsyncGenerator[tuple[Event, ...], None]:
     """See `Store.watch`."""
+    check_start(start_revision)
     next_revision = start_revision
     away_since = monotonic()
     waits = pauses()
     while True:
         member = await members.connected(away_since + members.patience.total_s)
         metadata = await members.metadata()
+        stream = _Stream(members, member, metadata, prefix, next_revision)
         failure: Failure
         try:
-            async with aclosing(_stream(members, member, metadata, prefix, next_revision)) as batches:
-                async for batch in batches:
-                    waits = pauses()
-                    if batch:
-                        next_revision = batch[-1].revision + 1
-                        yield batch
-                    away_since = 0.0
+            await stream.begin()
+            waits = pauses()
+            while True:
+                batch = await stream.read()
+                if batch:
+                    next_revision = batch[-1].revision + 1
+                    yield batch
         except grpc.aio.AioRpcError as error:
             failure = error
         except _Broken as broken:
             failure = broken.failure
+        finally:
+            await stream.close()
         await members.settle(member, failure, metadata)
-        away_since = away_since or monotonic()
+        away_since = monotonic() if stream.has_begun else away_since
         pause_s = next(waits)
         if monotonic() + pause_s > away_since + members.patience.total_s:
             raise StoreUnavailable(members.away(member, failure))
         await asyncio.sleep(pause_s)
 
 
-async def _stream(
-    members: Members, member: Member, metadata: Metadata, prefix: bytes, next_revision: int
-) -> AsyncGenerator[tuple[Event, ...], None]:
-    """One watch on one member; the first tuple is empty and says that it stands. Never ends but by raising."""
-    call = member.watch.Watch(metadata=metadata)
-    reading: asyncio.Future[Any] | None = None
-    try:
-        create = pb.WatchCreateRequest(
+class _Stream:
+    """One watch on one member. Its methods raise AioRpcError or _Broken when it is of no use any more, and Compacted."""
+
+    def __init__(self, members: Members, member: Member, metadata: Metadata, prefix: bytes, next_revision: int) -> None:
+        self.has_begun = False
+        self._members = members
+        self._call = member.watch.Watch(metadata=metadata)
+        self._create = pb.WatchCreateRequest(
             key=prefix or b"\0", range_end=end_of(prefix), start_revision=max(1, next_revision - 1), fragment=True
         )
-        await call.write(pb.WatchRequest(create_request=create))
+        self._next_revision = next_revision
+        self._reading: asyncio.Future[Any] | None = None
+        self._held: list[pb.Event] = []
+        """Of a revision of which there may be more."""
+
+    async def begin(self) -> None:
+        """Returns when the watch stands."""
+        await self._write(pb.WatchRequest(create_request=self._create))
+        while not (await self._answer()).created:
+            continue
+        self.has_begun = True
+
+    async def read(self) -> tuple[Event, ...]:
+        """The next events, whole revisions; () if an answer had none that are new."""
+        answer = await self._answer()
+        events = [*self._held, *answer.events]
+        last = events[-1].kv.mod_revision if answer.fragment and events else None
+        self._held = [event for event in events if event.kv.mod_revision == last]
+        return _events(events[: len(events) - len(self._held)], self._next_revision)
+
+    async def _answer(self) -> pb.WatchResponse:
+        """The next answer that is no refusal."""
         is_asked = False
-        held: list[pb.Event] = []
         while True:
-            reading = reading or asyncio.ensure_future(call.read())
-            await asyncio.wait({reading}, timeout=members.patience.silence_s)
-            if not reading.done():
-                if is_asked:
-                    raise _Broken(_Ended("silent", grpc.StatusCode.DEADLINE_EXCEEDED))
-                await call.write(pb.WatchRequest(progress_request=pb.WatchProgressRequest()))
-                is_asked = True
-                continue
-            response, reading, is_asked = reading.result(), None, False
-            if response is grpc.aio.EOF:
-                raise _Broken(_Ended("the watch was ended"))
-            if response.canceled:
-                if response.compact_revision:
-                    raise Compacted(response.compact_revision)
-                raise _Broken(_refusal(response.cancel_reason))
-            if response.created:
-                yield ()
-            events = [*held, *response.events]
-            held = []
-            if response.fragment and events:
-                last = events[-1].kv.mod_revision
-                held = [event for event in events if event.kv.mod_revision == last]
-            fresh = _events(events[: len(events) - len(held)], next_revision)
-            if fresh:
-                yield fresh
-    except asyncio.InvalidStateError:  # written to after its end
-        raise _Broken(_Ended(await call.details() or "", await call.code())) from None
-    except (asyncio.CancelledError, grpc.aio.UsageError):
-        if is_cancelled():
+            self._reading = self._reading or asyncio.ensure_future(self._call.read())
+            await asyncio.wait({self._reading}, timeout=self._members.patience.silence_s)
+            if self._reading.done():
+                break
+            if is_asked:
+                raise _Broken(_Ended("silent", grpc.StatusCode.DEADLINE_EXCEEDED))
+            await self._write(pb.WatchRequest(progress_request=pb.WatchProgressRequest()))
+            is_asked = True
+        try:
+            answer, self._reading = self._reading.result(), None
+        except (asyncio.CancelledError, grpc.aio.UsageError):
+            self._members.check_open()  # a closed channel cancels what is under way
+            raise _Broken(_Ended("the watch was cancelled")) from None
+        if answer is grpc.aio.EOF:
+            raise _Broken(_Ended("the watch was ended"))
+        if answer.canceled:
+            if answer.compact_revision:
+                raise Compacted(answer.compact_revision)
+            raise _Broken(_refusal(answer.cancel_reason))
+        assert isinstance(answer, pb.WatchResponse)
+        return answer
+
+    async def _write(self, request: pb.WatchRequest) -> None:
+        try:
+            await self._call.write(request)
+        except asyncio.InvalidStateError:  # it has ended
+            self._members.check_open()
+            raise _Broken(_Ended(await self._call.details() or "", await self._call.code())) from None
+        except (asyncio.CancelledError, grpc.aio.UsageError):
+            if not is_cancelled():
+                self._members.check_open()
             raise
-        members.check_open()  # a closed channel cancels what is under way
-        raise _Broken(_Ended("the watch was cancelled")) from None
-    finally:
-        call.cancel()
-        if reading is not None:
-            reading.cancel()
-            await asyncio.wait({reading})
+
+    async def close(self) -> None:
+        self._call.cancel()
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait({self._reading})
 
 
 def _refusal(reason: str) -> _Ended:
