@@ -26,8 +26,6 @@ MAX_HEADER_BLOCK: Final = 128 * 1024
 """Bytes of one header block over all its CONTINUATION frames; more is an attack. What is taken of it is `headers.MAX_BYTES`."""
 MAX_CONTINUATIONS: Final = 32
 """CONTINUATION frames of one block; small ones without end are an attack."""
-MAX_CONTROL_FRAMES_PER_S: Final = 10_000
-"""PING, SETTINGS, PRIORITY, RST_STREAM and empty DATA frames that a peer may send in a second."""
 REMEMBERED_RESETS: Final = 1_000
 """Streams that we reset lately: frames that were under way are dropped, not punished."""
 MAX_STATEFUL_BLOCKS: Final = 2_000
@@ -52,12 +50,16 @@ class Settings:
 
     initial_stream_window: int = 256 * 1024
     """Bytes that a peer may send on a stream before we give window back."""
+    largest_stream_window: int = 0
+    """To this a stream's window doubles while its data is taken on the other side; one whose reader stalls keeps the first. 0: it never grows."""
     initial_connection_window: int = 16 * 1024 * 1024
     """The same for the connection."""
     max_concurrent_streams: int = 10_000
     """Streams that a client may have open at once; more are refused with REFUSED_STREAM."""
     max_frame_size: int = frames.DEFAULT_FRAME_SIZE
     """Largest frame payload that we take, in bytes."""
+    max_control_frames_per_s: int = 10_000
+    """PING, SETTINGS, PRIORITY, RST_STREAM, empty DATA and unknown frames that a peer may send in a second."""
 
 
 class Stream:
@@ -73,6 +75,7 @@ class Stream:
         "recv_window",
         "remote_closed",
         "send_window",
+        "threshold",
         "unacked",
         "unsent",
     )
@@ -83,6 +86,8 @@ class Stream:
         self.recv_window = recv_window
         self.unacked = 0
         """Bytes that left for the other side and are not yet given back as window."""
+        self.threshold = recv_window // 2
+        """So many of them are given back at once."""
         self.remote_closed = False
         self.local_closed = False
         self.is_dead = False
@@ -176,12 +181,15 @@ class Connection:
         self._recv_window = settings.initial_connection_window
         self._unacked = 0
         self._connection_threshold = settings.initial_connection_window // 2
-        self._stream_threshold = settings.initial_stream_window // 2
         self._tail = b""
         self._awaits_preface = True
         self._highest = 0
         """Highest stream id that the peer opened (server) or that we opened (client)."""
         self._next_id = 1
+        self.last_id = frames.LARGEST_WINDOW - 1000
+        """Role CLIENT: the stream that is the last one here; the owner may lower it."""
+        self.waiting = 0
+        """Bytes of data that wait for the peer's windows."""
         self._decoder: Decoder | None = Decoder(max_header_list_size=MAX_HEADER_BLOCK * 4)
         self._unacked_settings: deque[bool] = deque()
         """SETTINGS under way; True for the one that says HEADER_TABLE_SIZE = 0."""
@@ -405,7 +413,7 @@ class Connection:
             self._control_second = now
             self._control_frames = 0
         self._control_frames += 1
-        if self._control_frames > MAX_CONTROL_FRAMES_PER_S:
+        if self._control_frames > self.local.max_control_frames_per_s:
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many control frames")
 
     def _is_idle(self, stream_id: int) -> bool:
@@ -584,6 +592,11 @@ class Connection:
 
     # -- writing ------------------------------------------------------------------------------------
 
+    @property
+    def opened(self) -> int:
+        """Grows with every stream that is opened here."""
+        return self._highest if self.is_server else self._next_id
+
     def has_output(self) -> bool:
         """True if there are bytes to write."""
         return len(self._out) > 0
@@ -606,8 +619,9 @@ class Connection:
         """Open a stream with a request's headers (role CLIENT); ask `has_room` first."""
         stream_id = self._next_id
         self._next_id = stream_id + 2
-        if stream_id > frames.LARGEST_WINDOW - 1000:
-            self.is_going_away = True  # ids run out: the owner opens a new connection
+        if stream_id >= self.last_id:
+            self.is_going_away = True  # the owner opens a new connection
+            self.waits_for_room = True
         stream = Stream(stream_id, self._peer_stream_window, self.local.initial_stream_window)
         self.streams[stream_id] = stream
         self.send_headers(stream, block, ended)
@@ -667,6 +681,7 @@ class Connection:
             stream.queue = deque()
             self._blocked[stream.id] = stream
         stream.queue.append((payload, credit, ended))
+        self.waiting += size
         self._drain(stream)
         return False
 
@@ -691,6 +706,7 @@ class Connection:
             self._out.write(payload[:size])
             stream.send_window -= size
             self.send_window -= size
+            self.waiting -= size
             if rest:
                 queue.appendleft((rest, max(credit - size, 0), ended))
                 credit = min(size, credit)
@@ -714,10 +730,25 @@ class Connection:
             self._recv_window += self._unacked
             self._unacked = 0
         stream.unacked += size
-        if stream.unacked >= self._stream_threshold and not stream.remote_closed and not stream.is_dead:
-            self._out.write(frames.window_update(stream.id, stream.unacked))
-            stream.recv_window += stream.unacked
-            stream.unacked = 0
+        if stream.unacked >= stream.threshold:
+            self._widen(stream)
+
+    def credit_stream(self, stream: Stream, size: int) -> None:
+        """The same for data that `credit_connection` spoke of already."""
+        stream.unacked += size
+        if stream.unacked >= stream.threshold:
+            self._widen(stream)
+
+    def _widen(self, stream: Stream) -> None:
+        """Give a stream its window back, and more: its data is taken."""
+        if stream.remote_closed or stream.is_dead:
+            return
+        grant, stream.unacked = stream.unacked, 0
+        if stream.threshold * 2 < self.local.largest_stream_window:
+            grant += 2 * stream.threshold
+            stream.threshold *= 2
+        self._out.write(frames.window_update(stream.id, grant))
+        stream.recv_window += grant
 
     def take_unsent(self, stream: Stream) -> int:
         """Credit that `on_sent` will not tell of any more; the caller gives it back to the sender's connection."""
@@ -728,7 +759,7 @@ class Connection:
         return unsent
 
     def credit_connection(self, size: int) -> None:
-        """Bytes of a stream that is gone."""
+        """Bytes of a stream that is gone, or that wait in our memory and shall not hold up other streams."""
         self._unacked += size
         if self._unacked >= self._connection_threshold:
             self._out.write(frames.window_update(0, self._unacked))
@@ -767,6 +798,7 @@ class Connection:
         if stream.queue is not None:
             self._blocked.pop(stream.id, None)
             stream.unsent += sum(credit for _, credit, _ in stream.queue)
+            self.waiting -= sum(len(payload) for payload, _, _ in stream.queue)
             stream.queue = None
             stream.queued = None
         if self.waits_for_room:

@@ -31,6 +31,7 @@ class Call(Timed):
         "down_stream",
         "endpoint",
         "http_status",
+        "is_active",
         "is_done",
         "is_request_over",
         "is_responded",
@@ -60,6 +61,8 @@ class Call(Timed):
         self.http_status = 0
         """Of the response; 0 before it."""
         self.is_done = False
+        self.is_active = True
+        """Data or headers came since `QuietCalls` asked last."""
         self.cluster: Cluster | None = None
         self.endpoint: Endpoint | None = None
         self.up: Upstream | None = None
@@ -102,6 +105,7 @@ class Call(Timed):
         """Request data from the client."""
         up_stream = self.up_stream
         body = self.body
+        self.is_active = True
         if ended:
             self.is_request_over = True
             if self.plan.response_timeout_s:
@@ -172,6 +176,18 @@ class Call(Timed):
             text = f'no answer from "{cluster}" within {limit} (after {spent:.3f} s, flag UT)'
             self.answer(Status.DEADLINE_EXCEEDED, text, "UT")
 
+    def on_quiet(self, timeout_s: float) -> None:
+        """Neither side has sent anything for too long."""
+        text = f"neither side has sent anything for {timeout_s:g} s (flag SI)"
+        self.answer(Status.UNAVAILABLE, text, "SI", 504 if self.is_request_over else 408)
+
+    def overrun(self) -> None:
+        """The client takes its answers so slowly that we would have to keep too much of them."""
+        if not self.is_done:
+            self.down.conn.reset(self.down_stream, ErrorCode.ENHANCE_YOUR_CALM)
+            self.down.mark()
+            self.finish(Status.RESOURCE_EXHAUSTED, "OM")
+
     def answer(self, status: Status, message: str, flag: str, http_status: int = 0) -> None:
         """End the call with an answer of the mesh's own; once a response has begun, with a reset.
 
@@ -204,7 +220,9 @@ class Call(Timed):
         if stream is not None and up is not None:
             stream.call = None
             self.down.conn.credit(self.down_stream, up.conn.take_unsent(stream))
-            up.conn.credit_connection(self.down.conn.take_unsent(self.down_stream))
+            self.down.conn.take_unsent(
+                self.down_stream
+            )  # `Upstream` gave it back to the connection when it had to wait
             if not stream.is_dead and not (stream.remote_closed and stream.local_closed):
                 up.conn.reset(stream, code)
                 up.mark()

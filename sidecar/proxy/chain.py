@@ -1,9 +1,10 @@
 """Filter chains at work: which one takes a connection, and what it needs to speak there."""
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+from sidecar.proxy.care import Connected, ConnectionCare, QuietCalls
 from sidecar.proxy.config import FilterChain
 from sidecar.proxy.decision import DecisionCache
 from sidecar.proxy.route import Router
@@ -17,16 +18,40 @@ TLS: Final = "tls"
 class Chain:
     """One filter chain. Its configuration may change; its decisions are kept for the connections that it took."""
 
-    def __init__(self, config: FilterChain, worker: Worker) -> None:
+    def __init__(
+        self, config: FilterChain, worker: Worker, connections: Callable[["Chain"], Iterable[Connected]]
+    ) -> None:
         self.config = config
         self.cache = DecisionCache(worker.stats, worker.chance)
         self.router: Router | None = None
         self.context: ssl.SSLContext | None = None
+        self._connections = ConnectionCare(worker, lambda: connections(self))
+        self._calls = QuietCalls(worker, lambda: connections(self))
 
     def update(self, config: FilterChain) -> None:
         """From now on go by this."""
         self.config = config
         self.context = server_context(config.tls) if config.tls is not None else None
+
+    def keep_times(self) -> None:
+        """The routes are there: keep the times that they and the manager give."""
+        manager = self.config.manager
+        if manager is None:
+            return
+        self._connections.update(manager.life)
+        hosts = self.router.table.virtual_hosts if self.router is not None else ()
+        on_routes = [route.idle_timeout_s or 0.0 for host in hosts for route in host.routes]
+        self._calls.update(manager.stream_idle_timeout_s, on_routes)
+
+    def watch(self) -> None:
+        """There is a new connection."""
+        self._connections.watch()
+        self._calls.watch()
+
+    def stop(self) -> None:
+        """The configuration names this chain no more; its connections are drained."""
+        self._connections.stop()
+        self._calls.stop()
 
 
 def find(chains: Sequence[Chain], server_name: str, transport: str, applications: Sequence[str]) -> Chain | None:

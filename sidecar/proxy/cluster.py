@@ -17,7 +17,8 @@ from sidecar.policy.balance import (
     WeightedLeastRequest,
     WeightedRoundRobin,
 )
-from sidecar.proxy.config import Balance, ClusterConfig, EndpointConfig
+from sidecar.proxy.care import ConnectionCare, Stalled
+from sidecar.proxy.config import Balance, ClusterConfig, EndpointConfig, Limits
 from sidecar.proxy.connect import ConnectError, connect
 from sidecar.proxy.status import Status
 from sidecar.proxy.upstream import Upstream
@@ -63,8 +64,10 @@ class Endpoint:
 
     def _wait(self, call: "Call") -> None:
         cluster = self.cluster
-        for up in self.connections:
-            if up.conn.has_room():
+        for up in list(self.connections):
+            if up.conn.is_going_away:
+                up.retire()  # it has opened as many streams as it may
+            elif up.conn.has_room():
                 self.ready = up
                 call.send_to(up)
                 return
@@ -84,6 +87,8 @@ class Endpoint:
         cluster = self.cluster
         worker = cluster.worker
         up = Upstream(self, worker, cluster.config.http2)
+        if cluster.config.life.max_requests:
+            up.conn.last_id = 2 * cluster.config.life.max_requests - 1
         reason = ""
         try:
             await connect(cluster.config, self.config, lambda: cast(asyncio.BaseProtocol, up))
@@ -100,6 +105,7 @@ class Endpoint:
             return
         self.connections.append(up)
         self.ready = up
+        cluster.care.watch()
         self.serve_waiting()
 
     def serve_waiting(self) -> None:
@@ -146,8 +152,10 @@ class Endpoint:
 class Cluster:
     """The endpoints that take the same calls, and the limits on them."""
 
-    def __init__(self, config: ClusterConfig, worker: Worker, direction: str) -> None:
+    def __init__(self, config: ClusterConfig, worker: Worker, direction: str, limits: Limits) -> None:
         self.config = config
+        self.stalled = Stalled(worker, limits.max_unread_bytes)
+        self.care = ConnectionCare(worker, self.open_connections)
         self.name = config.name
         self.worker = worker
         self.direction = direction
@@ -161,6 +169,11 @@ class Cluster:
         self.endpoints: dict[tuple[str, int], Endpoint] = {}
         self._balancer: Balancer[Endpoint] = RoundRobin((), worker.chance)
         self.update_endpoints(config.endpoints)
+        self.care.update(config.life)
+
+    def open_connections(self) -> list[Upstream]:
+        """Those that take calls."""
+        return [up for endpoint in self.endpoints.values() for up in endpoint.connections]
 
     def stats_of(self, version: str) -> CallStats:
         """The counters for calls to endpoints of a version."""
@@ -278,5 +291,6 @@ class Cluster:
 
     def close(self) -> None:
         """The configuration names this cluster no more."""
+        self.care.stop()
         for endpoint in self.endpoints.values():
             endpoint.retire()

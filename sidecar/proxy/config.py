@@ -359,6 +359,26 @@ class ListenerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What strangers may take of this process, whatever the listener (Envoy: bootstrap.v3.LayeredRuntime; keys at each field)."""
+
+    max_connections: int = 10_000
+    """Open connections of a listener; one more is closed at once, the old ones live (`remora.max_connections`)."""
+    listener_connections: tuple[tuple[str, int], ...] = ()
+    """The same for one listener, by name (`envoy.resource_limits.listener.NAME.connection_limit`)."""
+    max_buffered_bytes: int = 64 * 1024 * 1024
+    """Of answers that a client's windows do not let through; more resets the stream that brings it (`remora.max_buffered_bytes`)."""
+    max_unread_bytes: int = 4 * 1024 * 1024
+    """Answers to control frames and broken calls that gather while a peer reads nothing; more cuts its connection (`remora.max_unread_bytes`)."""
+    max_control_frames_per_s: int = 10_000
+    """Frames that cost us and carry nothing: PING, SETTINGS, PRIORITY, RST_STREAM, unknown (`remora.max_control_frames_per_second`)."""
+    premature_resets: int = 500
+    """A connection whose client reset so many calls early, half of all, is ended (`overload.premature_reset_total_stream_count`)."""
+    premature_reset_s: float = 1.0
+    """So young a call is reset early (`overload.premature_reset_min_stream_lifetime_seconds`)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Configuration:
     """Everything at one moment: swapped, never edited."""
 

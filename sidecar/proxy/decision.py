@@ -137,7 +137,8 @@ class DecisionCache:
 
     def __init__(self, stats: Stats, chance: Random) -> None:
         self.exact: dict[bytes, Plan] = {}
-        self.takes_connect = False
+        self.max_duration_s = 0.0
+        """Of a call, where its route says nothing; 0 is for ever."""
         self._stats = stats
         self._chance = chance
         self._exact_bytes = 0
@@ -179,7 +180,7 @@ class DecisionCache:
         if decision is None:
             decision = self._decide(fields)
             self._remember(key, decision)
-        plan = Plan(decision, forwarded, timeout)
+        plan = Plan(decision, forwarded, self._longest(decision.route, timeout))
         if len(block) <= MAX_CACHED_BLOCK:
             number = hash(block)
             if number in seen:
@@ -206,6 +207,16 @@ class DecisionCache:
                 self._exact_bytes -= len(old)
         self.exact[block] = plan
         self._exact_bytes += len(block)
+
+    def _longest(self, route: Route | None, grpc_timeout_s: float) -> float:
+        """Seconds that the whole call may take; 0 is for ever."""
+        if route is None:
+            return grpc_timeout_s
+        most = route.grpc_timeout_max_s
+        if grpc_timeout_s and most is not None:
+            return min(grpc_timeout_s, most) if most else grpc_timeout_s
+        duration = self.max_duration_s if route.max_duration_s is None else route.max_duration_s
+        return min(grpc_timeout_s or duration, duration or grpc_timeout_s)
 
     def _sort(self, fields: list[RawField]) -> tuple[bytes, bytes, float]:
         """(what the decision depends on, block to forward, seconds of grpc-timeout)."""

@@ -14,6 +14,7 @@ from sidecar.http2.fields import Malformed
 from sidecar.http2.frames import ErrorCode
 from sidecar.http2.headers import HeaderError, TooLarge
 from sidecar.proxy.call import Call
+from sidecar.proxy.config import Limits
 from sidecar.proxy.decision import DecisionCache
 from sidecar.proxy.status import Status
 from sidecar.proxy.worker import Peer, Worker
@@ -30,10 +31,17 @@ class Downstream(Handler, Peer):
     """One HTTP/2 connection of a client; also the handler of its events."""
 
     def __init__(
-        self, listener: "Listener", worker: Worker, cache: DecisionCache, stats: CallStats, settings: Settings
+        self,
+        listener: "Listener",
+        worker: Worker,
+        cache: DecisionCache,
+        stats: CallStats,
+        settings: Settings,
+        limits: Limits,
     ) -> None:
         self.listener = listener
         self.worker = worker
+        self.limits = limits
         self.stats = stats
         """Counts calls that reach no cluster."""
         self.conn = Connection(Role.SERVER, self, settings)
@@ -43,6 +51,7 @@ class Downstream(Handler, Peer):
         self.cache = cache
         self._seen: dict[int, None] = {}
         self._transport: asyncio.Transport | None = None
+        self._early_resets = 0
         self._lengths: dict[int, int] = {}
         """Bytes still expected, for requests that declared a content-length."""
 
@@ -70,6 +79,7 @@ class Downstream(Handler, Peer):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.listener.downstreams.discard(self)
+        self.listener.stalled.discard(self)
         self._end_calls()
         self._transport = None
 
@@ -97,9 +107,11 @@ class Downstream(Handler, Peer):
 
     def pause_writing(self) -> None:
         self.conn.pause()
+        self.listener.stalled.add(self)
 
     def resume_writing(self) -> None:
         self.conn.resume()
+        self.listener.stalled.discard(self)
         self.mark()
 
     def mark(self) -> None:
@@ -124,6 +136,19 @@ class Downstream(Handler, Peer):
         """Ask the client to go elsewhere; running calls finish."""
         self.conn.drain()
         self.mark()
+
+    def retire(self) -> None:
+        """The same, for a connection that lived long enough."""
+        self.drain()
+
+    def unread(self) -> int:
+        """Bytes that the client's socket has not taken."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def cut(self, reason: str) -> None:
+        """End the connection now: its calls are cancelled."""
+        if self._transport is not None:
+            self._transport.abort()
 
     # -- HTTP/2 -------------------------------------------------------------------------------------
 
@@ -189,13 +214,26 @@ class Downstream(Handler, Peer):
     def on_sent(self, stream: Stream, credit: int) -> None:
         call: Call | None = stream.call
         if call is not None and call.up is not None and call.up_stream is not None:
-            call.up.conn.credit(call.up_stream, credit)
+            call.is_active = True
+            call.up.conn.credit_stream(call.up_stream, credit)
             call.up.mark()
 
     def on_reset(self, stream: Stream, code: int, was_refused: bool) -> None:
         call: Call | None = stream.call
         if call is not None:
+            is_early = self.worker.now - call.started < self.limits.premature_reset_s
             call.finish(Status.CANCELLED, "DC")
+            if is_early:
+                self._count_early_reset()
+
+    def _count_early_reset(self) -> None:
+        """Calls that are begun only to be reset cost us more than the client: enough of them end the connection (Envoy's rule)."""
+        self._early_resets += 1
+        ended = (self.conn.opened + 1) // 2 - len(self.conn.streams)
+        if self._early_resets * 2 >= max(ended, self.limits.premature_resets):
+            self.worker.stats.count_limit("premature_resets")
+            self.conn.fail(ErrorCode.ENHANCE_YOUR_CALM, "too many calls were reset early")
+            self.mark()
 
     def on_call_end(self, stream: Stream) -> None:
         """A call is over; one whose request goes on is told to stop (RFC 9113 §8.1)."""
@@ -211,3 +249,26 @@ class Downstream(Handler, Peer):
 
     def on_capacity(self) -> None:
         """A client's SETTINGS: data that waited may have left."""
+
+
+class CountedDownstream(Downstream):
+    """A connection that takes a limited number of calls (Envoy: max_requests_per_connection)."""
+
+    def __init__(
+        self,
+        listener: "Listener",
+        worker: Worker,
+        cache: DecisionCache,
+        stats: CallStats,
+        settings: Settings,
+        limits: Limits,
+        max_requests: int,
+    ) -> None:
+        super().__init__(listener, worker, cache, stats, settings, limits)
+        self._last_stream = 2 * max_requests - 1
+
+    def on_request(self, stream: Stream, block: bytes, ended: bool) -> None:
+        super().on_request(stream, block, ended)
+        if stream.id >= self._last_stream and not self.conn.is_draining:
+            self.worker.stats.count_ended("requests")
+            self.drain()

@@ -2,19 +2,19 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, cast
 
 from sidecar.proxy import chain as chains
 from sidecar.proxy.accepted import Accepted
+from sidecar.proxy.care import Stalled
 from sidecar.proxy.chain import Chain
-from sidecar.proxy.config import FilterChain, ListenerConfig
-from sidecar.proxy.downstream import Downstream
+from sidecar.proxy.config import FilterChain, Limits, ListenerConfig
+from sidecar.proxy.downstream import CountedDownstream, Downstream
 from sidecar.proxy.route import Request
 from sidecar.proxy.worker import Worker
 
 BACKLOG: Final = 1024
-MAX_CONNECTIONS: Final = 10_000
-"""Of one listener; one more is closed at once, the old ones live."""
 
 
 class ListenError(Exception):
@@ -24,8 +24,13 @@ class ListenError(Exception):
 class Listener:
     """One listener at work. Its configuration may change, its socket stays."""
 
-    def __init__(self, config: ListenerConfig, worker: Worker, internal: Callable[[str], "Listener | None"]) -> None:
+    def __init__(
+        self, config: ListenerConfig, worker: Worker, limits: Limits, internal: Callable[[str], "Listener | None"]
+    ) -> None:
         self.config = config
+        self.limits = limits
+        self.stalled = Stalled(worker, limits.max_unread_bytes)
+        self._max_connections = dict(limits.listener_connections).get(config.name, limits.max_connections)
         self.worker = worker
         self.chains: dict[str, Chain] = {}
         """By name, or by place for those that have none."""
@@ -64,6 +69,8 @@ class Listener:
         self._default = None
         if config.default_chain is not None:
             self._default = self._take_over("default", config.default_chain, old)
+        for chain in old.values():
+            chain.stop()
         if old:
             gone = {id(chain.cache) for chain in old.values()}
             for downstream in [each for each in self.downstreams if id(each.cache) in gone]:
@@ -71,10 +78,13 @@ class Listener:
         return list(self.chains.values())
 
     def _take_over(self, name: str, wanted: FilterChain, old: dict[str, Chain]) -> Chain:
-        chain = old.pop(name, None) or Chain(wanted, self.worker)
+        chain = old.pop(name, None) or Chain(wanted, self.worker, self._connections_of)
         chain.update(wanted)
         self.chains[name] = chain
         return chain
+
+    def _connections_of(self, chain: Chain) -> list[Downstream]:
+        return [downstream for downstream in self.downstreams if downstream.cache is chain.cache]
 
     def find(self, server_name: str, transport: str, applications: tuple[str, ...]) -> Chain | None:
         """The chain that takes a connection."""
@@ -108,14 +118,22 @@ class Listener:
     @property
     def is_full(self) -> bool:
         """True if one more connection is too many."""
-        return self.connections >= MAX_CONNECTIONS
+        return self.connections >= self._max_connections
 
     def serve_http2(self, chain: Chain, transport: asyncio.Transport, data: bytes) -> None:
         """Speak HTTP/2 on an accepted socket."""
         manager = chain.config.manager
         assert manager is not None
         stats = self.worker.stats.of_calls(manager.stat_prefix, "", "")
-        Downstream(self, self.worker, chain.cache, stats, manager.http2).adopt(transport, data)
+        settings = replace(manager.http2, max_control_frames_per_s=self.limits.max_control_frames_per_s)
+        if manager.life.max_requests:
+            downstream: Downstream = CountedDownstream(
+                self, self.worker, chain.cache, stats, settings, self.limits, manager.life.max_requests
+            )
+        else:
+            downstream = Downstream(self, self.worker, chain.cache, stats, settings, self.limits)
+        downstream.adopt(transport, data)
+        chain.watch()
 
     def tunnel_target(self, chain: Chain, authority: str) -> "Listener | None":
         """The internal listener to which a CONNECT for this authority leads."""

@@ -12,7 +12,7 @@ from typing import Final
 
 from sidecar.proxy.chain import Chain
 from sidecar.proxy.cluster import Cluster
-from sidecar.proxy.config import Configuration, Direction, HttpManager, ListenerConfig, RouteTable
+from sidecar.proxy.config import Configuration, Direction, HttpManager, Limits, ListenerConfig, RouteTable
 from sidecar.proxy.limit import Limit
 from sidecar.proxy.listener import Listener
 from sidecar.proxy.route import Router
@@ -27,8 +27,9 @@ _Key = tuple[str, int]
 class Proxy:
     """All listeners and clusters of a process."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, limits: Limits | None = None) -> None:
         self.worker = worker
+        self.limits = limits or Limits()
         self.configuration = Configuration()
         self.listeners: dict[str, Listener] = {}
         self.clusters: dict[str, Cluster] = {}
@@ -42,7 +43,7 @@ class Proxy:
             for config in configuration.listeners:
                 old = self.listeners.get(config.name)
                 if old is None or not _same_address(old.config, config):
-                    opened[config.name] = Listener(config, self.worker, self._internal_listener)
+                    opened[config.name] = Listener(config, self.worker, self.limits, self._internal_listener)
                     await opened[config.name].open()
         except BaseException:
             for listener in opened.values():
@@ -77,7 +78,9 @@ class Proxy:
                     chain.cache.what_is_missing = missing
                     key = (config.name, number)
                     limits[key] = self._limits_of(key, manager)
+                    chain.cache.max_duration_s = manager.max_stream_duration_s
                     chain.cache.reconfigure(chain.router, self.clusters, limits[key])
+                    chain.keep_times()
         self._limits = limits
 
     def _router(self, key: _Key, table: RouteTable | None, fresh: dict[_Key, Router]) -> Router | None:
@@ -121,7 +124,7 @@ class Proxy:
             if cluster is None or is_new:
                 if cluster is not None:
                     cluster.close()
-                cluster = Cluster(config, self.worker, directions.get(config.name, "outbound"))
+                cluster = Cluster(config, self.worker, directions.get(config.name, "outbound"), self.limits)
             elif config.name in directions:
                 cluster.set_direction(directions[config.name])
             if config.eds_name is not None:

@@ -45,6 +45,8 @@ HTTP_OF_FLAG: Final = {
     "UPE": 502,
     "UT": 504,
     "RL": 429,
+    "SI": 504,
+    "OM": 503,
 }
 """The HTTP status of an answer of the mesh's own, by Envoy's response flag."""
 _STATUS_OF_HTTP: Final = {

@@ -93,9 +93,11 @@ class Upstream(Handler, Peer):
 
     def pause_writing(self) -> None:
         self.conn.pause()
+        self.endpoint.cluster.stalled.add(self)
 
     def resume_writing(self) -> None:
         self.conn.resume()
+        self.endpoint.cluster.stalled.discard(self)
         self.mark()
 
     def mark(self) -> None:
@@ -123,6 +125,7 @@ class Upstream(Handler, Peer):
         if self._transport is not None:
             self._transport.close()
         self.worker.now = monotonic()
+        self.endpoint.cluster.stalled.discard(self)
         streams, conn.streams = list(conn.streams.values()), {}
         self.endpoint.on_connection_lost(self)
         for stream in streams:
@@ -134,8 +137,19 @@ class Upstream(Handler, Peer):
     def retire(self) -> None:
         """Open no new streams; close when the last one ends."""
         self.conn.is_going_away = True
+        self.conn.waits_for_room = True
         self.endpoint.on_connection_lost(self)
         self.mark()
+
+    def unread(self) -> int:
+        """Bytes that the endpoint's socket has not taken."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def cut(self, reason: str) -> None:
+        """End the connection now: its calls fail."""
+        self._lose(reason)
+        if self._transport is not None:
+            self._transport.abort()
 
     # -- HTTP/2 -------------------------------------------------------------------------------------
 
@@ -158,6 +172,7 @@ class Upstream(Handler, Peer):
                 return
         elif known.http_status >= 200:
             call.is_responded = True
+            call.is_active = True
             call.body = None
             call.http_status = known.http_status
             if call.tried is not None:
@@ -200,6 +215,9 @@ class Upstream(Handler, Peer):
         down = call.down
         if down.conn.send_data(call.down_stream, payload, credit, ended):
             self.conn.credit(stream, credit)
+        else:
+            self._hold(call, credit)
+        call.is_active = True
         if not down.is_dirty:
             self.worker.mark(down)
         if ended:
@@ -211,9 +229,18 @@ class Upstream(Handler, Peer):
         self.mark()
         self._fail(call, Status.INTERNAL, why, "UPE")
 
+    def _hold(self, call: "Call", credit: int) -> None:
+        """The client does not take the data now. Its stream waits; other clients' streams on this connection do not."""
+        self.conn.credit_connection(credit)
+        down = call.down
+        if down.conn.waiting > down.limits.max_buffered_bytes:
+            self.worker.stats.count_limit("max_buffered_bytes")
+            call.overrun()
+
     def on_sent(self, stream: Stream, credit: int) -> None:
         call: Call | None = stream.call
         if call is not None:
+            call.is_active = True
             call.down.conn.credit(call.down_stream, credit)
             call.down.mark()
 
@@ -238,8 +265,13 @@ class Upstream(Handler, Peer):
         call.answer(status, f'upstream failed: "{cluster}": {reason} (flag {flag})', flag)
 
     def on_goaway(self, code: int) -> None:
+        self.conn.waits_for_room = True
         self.endpoint.on_connection_lost(self)
         self.mark()
 
     def on_capacity(self) -> None:
+        if self.conn.is_going_away:
+            if not self.conn.streams:
+                self.mark()  # the last one is over: close
+            return
         self.endpoint.serve_waiting()

@@ -77,6 +77,16 @@ class StatsCollector(Collector):
         yield CounterMetricFamily(
             "remora_protocol_errors", "Peers and requests that broke HTTP/2.", value=stats.protocol_errors
         )
+        ended = CounterMetricFamily(
+            "remora_ended", "Connections and calls that were ended because of a time.", labels=["why"]
+        )
+        for why, count in list(stats.ended.items()):
+            ended.add_metric([why], count)
+        yield ended
+        exceeded = CounterMetricFamily("remora_limit_exceeded", "Peers that ran into a limit.", labels=["limit"])
+        for name, count in list(stats.exceeded.items()):
+            exceeded.add_metric([name], count)
+        yield exceeded
         yield CounterMetricFamily(
             "remora_connections_refused", "Connections over the limit of a listener.", value=stats.connections_refused
         )

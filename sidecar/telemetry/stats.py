@@ -69,6 +69,10 @@ class Stats:
     """By policy."""
     retries: dict[tuple[str, str], int] = field(default_factory=dict)
     """By (service, reason)."""
+    ended: dict[str, int] = field(default_factory=dict)
+    """Connections and calls that were ended because of a time, by which."""
+    exceeded: dict[str, int] = field(default_factory=dict)
+    """By the name of the limit that a peer ran into."""
     connections_refused: int = 0
     detect_timeouts: int = 0
     no_filter_chain: int = 0
@@ -97,3 +101,11 @@ class Stats:
         """One more try of a call."""
         key = (service, reason)
         self.retries[key] = self.retries.get(key, 0) + 1
+
+    def count_ended(self, why: str) -> None:
+        """A connection or a call was ended because of a time."""
+        self.ended[why] = self.ended.get(why, 0) + 1
+
+    def count_limit(self, name: str) -> None:
+        """A peer ran into a limit."""
+        self.exceeded[name] = self.exceeded.get(name, 0) + 1

@@ -40,6 +40,8 @@ _DENOMINATORS: Final = {0: 100, 1: 10_000, 2: 1_000_000}
 _HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _UNUSABLE: Final = frozenset((health_check_pb2.UNHEALTHY, health_check_pb2.DRAINING, health_check_pb2.TIMEOUT))
 _RETRY_CONDITIONS: Final = ("connect-failure", "refused-stream", "reset-before-request")
+LARGEST_STREAM_WINDOW: Final = 1024 * 1024
+"""To which windows grow that the configuration leaves to us."""
 MIN_FILL_INTERVAL_S: Final = 0.05
 """Envoy's own bound on a token bucket's fill interval."""
 
@@ -67,10 +69,10 @@ def _http2(options: Any, path: str) -> Settings:
             f"{path}.{field}",
             "only true is supported: a malformed message ends its stream, never the connection (RMR0119)",
         )
+    is_fixed = options.HasField("initial_stream_window_size")
     return Settings(
-        initial_stream_window=options.initial_stream_window_size.value
-        if options.HasField("initial_stream_window_size")
-        else base.initial_stream_window,
+        initial_stream_window=options.initial_stream_window_size.value if is_fixed else base.initial_stream_window,
+        largest_stream_window=0 if is_fixed else LARGEST_STREAM_WINDOW,
         initial_connection_window=options.initial_connection_window_size.value
         if options.HasField("initial_connection_window_size")
         else base.initial_connection_window,
