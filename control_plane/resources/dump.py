@@ -23,6 +23,9 @@ def to_dict(resource: api_pb2.Resource) -> dict[str, Any]:
         "metadata": metadata,
         "spec": plain.get(spelled, {}),
     }
+    for condition in plain.get("status", {}).get("conditions", ()):
+        if "observedGeneration" in condition:
+            condition["observedGeneration"] = int(condition["observedGeneration"])
     if plain.get("status"):
         shown["status"] = plain["status"]
     return shown

@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -100,6 +101,8 @@ def run_command(spec: RunSpec) -> int:
     """Run a program with its sidecar; the program's exit code, or one of `exits`. Raises UsageError."""
     if spec.engine not in ENGINES:
         raise UsageError(f'--engine: "{spec.engine}" is not known; known: {", ".join(ENGINES)}')
+    if shutil.which(spec.command[0]) is None:
+        raise UsageError(f'cannot start "{spec.command[0]}": there is no such program, or it may not be executed')
     described = service_pb2.Instance(
         id=spec.instance_id or "made-up",
         service=spec.service,

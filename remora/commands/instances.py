@@ -72,6 +72,7 @@ def register(
 
     name, namespace = service_name(service)
     host, port = host_port(address, "HOST:PORT")
+    host_port(server, "--server")
     instance = service_pb2.Instance(
         id=_id(address), service=name, namespace=namespace, address=host, port=port, version=version, weight=weight
     )

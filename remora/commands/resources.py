@@ -36,8 +36,8 @@ def _read(files: list[str]) -> "list[api_pb2.Resource]":
         try:
             text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
-            raise UsageError(f"-f {name}: {(reason or str(error)).lower()}") from None
+            reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "is no UTF-8 text"
+            raise UsageError(f"-f {name}: {reason}") from None
         try:
             found += load(text, "standard input" if name == "-" else name)
         except InvalidResource as error:
