@@ -111,7 +111,7 @@ def describe(error: OSError) -> str:
         return f"TLS: the certificate is not accepted: {error.verify_message.lower()}"
     if isinstance(error, ssl.SSLError):
         return f"TLS: {_reason(error)}"
-    return (error.strerror or str(error)).lower()
+    return (os.strerror(error.errno) if error.errno else str(error)).lower()
 
 
 def refusal(config: TlsConfig, peer: ssl.SSLObject) -> str:

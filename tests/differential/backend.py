@@ -35,6 +35,8 @@ class Backend:
     announced: dict[str, int]
     port: int = 0
     tls: ssl.SSLContext | None = None
+    gives_window: bool = True
+    """False: what has come takes window for good, until a test gives it back."""
     answers: list[Any] = field(default_factory=list)
     """By request, in order; the last one repeats. Empty is `ok`."""
     requests: list[Request] = field(default_factory=list)
@@ -50,7 +52,7 @@ class Backend:
         self.port = int(self._server.sockets[0].getsockname()[1])
 
     def _accept(self) -> Wire:
-        conn = Wire(is_server=True, announced=self.announced, on_change=self._on_change)
+        conn = Wire(is_server=True, announced=self.announced, on_change=self._on_change, gives_window=self.gives_window)
         self.connections.append(conn)
         return conn
 
