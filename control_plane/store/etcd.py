@@ -125,7 +125,7 @@ class EtcdStore:
             ],
             success=[_request(op) for op in ops],
         )
-        kind = Kind.SAFE_WRITE if is_guarded else Kind.WRITE
+        kind = Kind.GUARDED if is_guarded else Kind.ONCE
         answer = await self._members.call(lambda member: member.kv.Txn, request, kind)
         response = answer.response
         if response.succeeded or not answer.was_in_doubt:
@@ -149,7 +149,7 @@ class EtcdStore:
         answer = await self._members.call(lambda member: member.kv.Range, request, Kind.READ)
         compaction = pb.CompactionRequest(revision=answer.response.header.revision)
         try:
-            await self._members.call(lambda member: member.kv.Compact, compaction, Kind.SAFE_WRITE)
+            await self._members.call(lambda member: member.kv.Compact, compaction, Kind.IDEMPOTENT)
         except HistoryGone:
             return  # it is compacted already
 
@@ -160,7 +160,7 @@ class EtcdStore:
         check_ttl(ttl_s)
         # Asked again when in doubt: a lease that nobody knows of ends by itself.
         request = pb.LeaseGrantRequest(TTL=ttl_s)
-        answer = await self._members.call(lambda member: member.lease.LeaseGrant, request, Kind.SAFE_WRITE)
+        answer = await self._members.call(lambda member: member.lease.LeaseGrant, request, Kind.IDEMPOTENT)
         return answer.response.ID
 
     async def keep_alive(self, lease: int) -> int:
@@ -175,7 +175,7 @@ class EtcdStore:
             return
         request = pb.LeaseRevokeRequest(ID=lease)
         try:
-            await self._members.call(lambda member: member.lease.LeaseRevoke, request, Kind.SAFE_WRITE)
+            await self._members.call(lambda member: member.lease.LeaseRevoke, request, Kind.IDEMPOTENT)
         except LeaseNotFound:
             return
 

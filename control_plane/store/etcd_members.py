@@ -52,6 +52,7 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 Metadata = tuple[tuple[str, str], ...]
 
+_NOBODY_KNOWS: Final = "the write may or may not have happened"
 _NOBODY: Final[Metadata] = (("hasleader", "true"),)
 
 
@@ -92,9 +93,12 @@ class Kind(Enum):
     """What may be done about a call that is in doubt."""
 
     READ = auto()
-    SAFE_WRITE = auto()
+    IDEMPOTENT = auto()
     """Doing it twice is the same as doing it once."""
-    WRITE = auto()
+    GUARDED = auto()
+    """Once done, it is refused by its own comparison."""
+    ONCE = auto()
+    """Never to be tried again."""
 
 
 class Verdict(Enum):
@@ -280,18 +284,21 @@ class Members:
         for pause_s in pauses():
             member = await self.connected(until)
             metadata = await self.metadata() if with_token else _NOBODY
-            try_s = self.patience.only_try_s if kind is Kind.WRITE else self.patience.try_s
+            try_s = self.patience.only_try_s if kind is Kind.ONCE else self.patience.try_s
             limit_s = min(try_s, max(until - monotonic(), FIRST_PAUSE_S))
             try:
                 response = await self._unary(method(member), request, limit_s, metadata)
                 return Answer(response, was_in_doubt)
             except grpc.aio.AioRpcError as error:
-                if await self.settle(member, error, metadata) is Verdict.IN_DOUBT:
-                    was_in_doubt = True
-                if (was_in_doubt and kind is Kind.WRITE) or monotonic() + pause_s > until:
-                    outcome = (
-                        "; the write may or may not have happened" if was_in_doubt and kind is not Kind.READ else ""
-                    )
+                try:
+                    if await self.settle(member, error, metadata) is Verdict.IN_DOUBT:
+                        was_in_doubt = True
+                except StoreError as refusal:
+                    if was_in_doubt and kind is Kind.GUARDED:  # this try is refused; an earlier one may have been done
+                        raise StoreUnavailable(f"{refusal}; {_NOBODY_KNOWS}") from None
+                    raise
+                if (was_in_doubt and kind is Kind.ONCE) or monotonic() + pause_s > until:
+                    outcome = f"; {_NOBODY_KNOWS}" if was_in_doubt and kind is not Kind.READ else ""
                     raise StoreUnavailable(self.away(member, error) + outcome) from None
             await asyncio.sleep(pause_s)
         raise AssertionError("pauses end")

@@ -6,7 +6,7 @@ from itertools import groupby
 
 import pytest
 
-from control_plane.store import contract, etcd_watch
+from control_plane.store import contract
 from control_plane.store.contract import (
     Compacted,
     Compare,
@@ -598,13 +598,6 @@ async def test_every_call_comes_to_an_end_when_the_store_is_closed_under_it(stor
     async with asyncio.timeout(10):
         results = await asyncio.gather(*pending, return_exceptions=True)
     assert {type(result) for result in results} <= {int, StoreUnavailable}
-
-
-@pytest.mark.parametrize(
-    ("prefix", "end"), [(b"", b"\0"), (b"a", b"b"), (b"a\xff", b"b"), (b"\xff\xff", b"\0"), (b"a/\x00", b"a/\x01")]
-)
-def test_a_prefix_as_a_range_of_etcd(prefix: bytes, end: bytes) -> None:
-    assert etcd_watch.end_of(prefix) == end
 
 
 async def test_both_ends_of_the_suite_are_what_they_claim_to_be(subject: Subject) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -92,17 +93,20 @@ async def test_a_store_is_free_again_once_it_is_closed(embedded_subject: Embedde
 
 async def test_a_file_of_a_newer_release_is_refused_and_not_touched(tmp_path: Path) -> None:
     """Not even what a crash left in the write-ahead log is moved: it may be for the newer release to read."""
-    store = await EmbeddedStore.open(tmp_path)
+    store = await EmbeddedStore.open(tmp_path / "store")
     await put(store, b"a", b"1")
     await store.close()
-    with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as newer:
+    crashed = tmp_path / "crashed"
+    with closing(sqlite3.connect(tmp_path / "store" / FILE, isolation_level=None)) as newer:
         newer.execute("UPDATE meta SET value=? WHERE name='format'", (FORMAT + 1,))
         newer.execute("CREATE TABLE invented (later)")
-        files = [tmp_path / FILE, tmp_path / f"{FILE}-wal"]
-        before = [file.read_bytes() for file in files]
-        assert before[1], "the log is empty: this test would prove nothing"
+        shutil.copytree(tmp_path / "store", crashed, ignore=shutil.ignore_patterns("*-shm", "lock"))
+    files = [crashed / FILE, crashed / f"{FILE}-wal"]
+    before = [file.read_bytes() for file in files]
+    assert before[1], "the log is empty: this test would prove nothing"
+    for _ in range(2):
         with pytest.raises(StoreError, match=rf"newer release \(format {FORMAT + 1}, this one reads {FORMAT}\)"):
-            await EmbeddedStore.open(tmp_path)
+            await EmbeddedStore.open(crashed)
         assert [file.read_bytes() for file in files] == before
 
 

@@ -1,4 +1,4 @@
-"""What a failure of etcd's means, and what became of a transaction in doubt."""
+"""What a failure of etcd's means, what became of a transaction in doubt, and a prefix in etcd's terms."""
 
 import grpc
 import pytest
@@ -6,6 +6,7 @@ import pytest
 from control_plane.store.contract import Compare, Delete, KeyValue, LeaseNotFound, Put, StoreError, StoreFull
 from control_plane.store.etcd import was_ours
 from control_plane.store.etcd_members import AuthIsOff, HistoryGone, Verdict, judge
+from control_plane.store.etcd_watch import end_of
 
 Code = grpc.StatusCode
 
@@ -73,3 +74,10 @@ def test_what_became_of_a_transaction_in_doubt(
     compares: list[Compare], ops: list[Put | Delete], found: list[KeyValue | None], revision: int | None
 ) -> None:
     assert was_ours(compares, ops, found) == revision
+
+
+@pytest.mark.parametrize(
+    ("prefix", "end"), [(b"", b"\0"), (b"a", b"b"), (b"a\xff", b"b"), (b"\xff\xff", b"\0"), (b"a/\x00", b"a/\x01")]
+)
+def test_a_prefix_as_a_range_of_etcd(prefix: bytes, end: bytes) -> None:
+    assert end_of(prefix) == end
