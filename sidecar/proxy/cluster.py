@@ -78,9 +78,15 @@ class Endpoint:
         self.waiting.append(call)
         for up in self.connections:
             up.conn.waits_for_room = True
-        if self._connecting is None and cluster.connections < cluster.config.max_connections:
+        if self._may_connect():
             cluster.connections += 1
             self._connecting = cluster.worker.loop.create_task(self._connect())
+
+    def _may_connect(self) -> bool:
+        """One connection each endpoint may have whatever the limit is, or its calls would wait for ever (as Envoy)."""
+        if self._connecting is not None:
+            return False
+        return not self.connections or self.cluster.connections < self.cluster.config.max_connections
 
     async def _connect(self) -> None:
         """Open one more connection; a failure is told to all who wait."""
@@ -121,7 +127,7 @@ class Endpoint:
             for up in self.connections:
                 up.conn.waits_for_room = False
             return
-        if self._connecting is None and self.cluster.connections < self.cluster.config.max_connections:
+        if self._may_connect():
             self.cluster.connections += 1
             self._connecting = self.cluster.worker.loop.create_task(self._connect())
 

@@ -42,6 +42,12 @@ _UNUSABLE: Final = frozenset((health_check_pb2.UNHEALTHY, health_check_pb2.DRAIN
 _RETRY_CONDITIONS: Final = ("connect-failure", "refused-stream", "reset-before-request")
 LARGEST_STREAM_WINDOW: Final = 1024 * 1024
 """To which windows grow that the configuration leaves to us."""
+_HTTP2_BOUNDS: Final = {
+    "initial_stream_window_size": (65_535, 2**31 - 1),
+    "initial_connection_window_size": (65_535, 2**31 - 1),
+    "max_concurrent_streams": (1, 2**31 - 1),
+}
+"""Envoy's own."""
 MIN_FILL_INTERVAL_S: Final = 0.05
 """Envoy's own bound on a token bucket's fill interval."""
 
@@ -69,6 +75,11 @@ def _http2(options: Any, path: str) -> Settings:
             f"{path}.{field}",
             "only true is supported: a malformed message ends its stream, never the connection (RMR0119)",
         )
+    for name, (least, most) in _HTTP2_BOUNDS.items():
+        if options.HasField(name) and not least <= getattr(options, name).value <= most:
+            raise ConfigError(
+                f"{path}.{name}", f"{getattr(options, name).value}: {least} to {most} are possible (RMR0119)"
+            )
     is_fixed = options.HasField("initial_stream_window_size")
     return Settings(
         initial_stream_window=options.initial_stream_window_size.value if is_fixed else base.initial_stream_window,
@@ -246,7 +257,7 @@ def http_manager(message: Any, path: str) -> HttpManager:
         routes=route_table(message.route_config) if specifier == "route_config" else None,
         rds_name=message.rds.route_config_name if specifier == "rds" else None,
         filters=_http_filters(message.http_filters, path),
-        takes_connect=bool(message.upgrade_configs),
+        takes_connect=any(_is_enabled(upgrade) for upgrade in message.upgrade_configs),
         codec=codecs[message.codec_type],
         http2=_http2(message.http2_protocol_options, f"{path}.http2_protocol_options"),
         life=_life(
@@ -255,6 +266,10 @@ def http_manager(message: Any, path: str) -> HttpManager:
         stream_idle_timeout_s=seconds_or(message, "stream_idle_timeout", 300.0),
         max_stream_duration_s=seconds_or(message.common_http_protocol_options, "max_stream_duration", 0.0),
     )
+
+
+def _is_enabled(upgrade: Any) -> bool:
+    return bool(upgrade.enabled.value) if upgrade.HasField("enabled") else True
 
 
 def _http_filters(filters: Any, path: str) -> tuple[LocalRateLimit, ...]:
@@ -343,8 +358,20 @@ def _route(message: Any, path: str) -> Route:
     else:
         raise ConfigError(f"{path}.route", "cluster or weighted_clusters is needed (RMR0112)")
     longest = action.max_stream_duration
+    match = _route_match(message.match, f"{path}.match")
+    upgrades = [upgrade for upgrade in action.upgrade_configs if _is_enabled(upgrade)]
+    for number, upgrade in enumerate(action.upgrade_configs):
+        if upgrade.upgrade_type.upper() != "CONNECT" or not match.connect:
+            raise ConfigError(
+                f"{path}.route.upgrade_configs[{number}]",
+                "only CONNECT, behind a connect_matcher, is supported (RMR0107)",
+            )
+    if match.connect and not any(upgrade.HasField("connect_config") for upgrade in upgrades):
+        raise ConfigError(
+            f"{path}.route.upgrade_configs", "a connect_matcher needs one of type CONNECT with connect_config (RMR0107)"
+        )
     return Route(
-        match=_route_match(message.match, f"{path}.match"),
+        match=match,
         clusters=clusters,
         name=message.name,
         timeout_s=seconds(action.timeout) if action.HasField("timeout") else 15.0,
