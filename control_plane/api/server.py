@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from control_plane.ads.service import MAX_STREAMS, AdsService
 from control_plane.api import http
 from control_plane.api.entrance import Entrance
+from control_plane.api.reflected import Pool
 from control_plane.api.service import MeshService, RegistryService, Resources
 from control_plane.registry.mirror import Mirror
 from control_plane.registry.registry import Registry
@@ -82,7 +83,7 @@ async def running(
         services += [service.full_name for service in ads_pb2.DESCRIPTOR.services_by_name.values()]
         for name in ["", *services]:
             await healths.set(name, health_pb2.HealthCheckResponse.SERVING)
-        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server, Pool())
         try:
             port = server.add_insecure_port(f"{listen[0]}:{listen[1]}")
         except RuntimeError:
