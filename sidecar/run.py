@@ -41,7 +41,7 @@ async def _serve(bootstrap: Bootstrap) -> int:
     loop = asyncio.get_running_loop()
     stats = Stats()
     worker = Worker(loop, stats)
-    proxy = Proxy(worker)
+    proxy = Proxy(worker, bootstrap.limits)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)

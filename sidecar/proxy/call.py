@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MAX_REPLAY: Final = 64 * 1024
 """Bytes of a request that are kept for another try; a longer request is tried once."""
+SHORTEST_HOLD_S: Final = 0.01
+"""A call that was held for less is handed on with the `grpc-timeout` that it came with."""
 
 
 class Call(Timed):
@@ -162,6 +164,14 @@ class Call(Timed):
                 conn.send_headers(stream, self.trailers, True)
         up.mark()
 
+    def count_down(self) -> None:
+        """The call was held here: the time that is left of its deadline is what goes upstream."""
+        plan = self.plan
+        if plan.timeout_s:
+            held = monotonic() - self.started
+            if held >= SHORTEST_HOLD_S:
+                self.plan = plan.after(held)
+
     def on_deadline(self) -> None:
         """The time that the caller gave, or the route allows, is over."""
         self.deadline = 0.0
@@ -179,7 +189,10 @@ class Call(Timed):
     def on_quiet(self, timeout_s: float) -> None:
         """Neither side has sent anything for too long."""
         text = f"neither side has sent anything for {timeout_s:g} s (flag SI)"
-        self.answer(Status.UNAVAILABLE, text, "SI", 504 if self.is_request_over else 408)
+        if self.is_request_over:
+            self.answer(Status.UNAVAILABLE, text, "SI", 504)
+        else:
+            self.answer(Status.UNKNOWN, text, "SI", 408)
 
     def overrun(self) -> None:
         """The client takes its answers so slowly that we would have to keep too much of them."""

@@ -7,7 +7,8 @@ and counters go on.
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, cast
+from time import monotonic
+from typing import TYPE_CHECKING, Final, cast
 
 from sidecar.policy.balance import (
     Balancer,
@@ -28,6 +29,10 @@ from sidecar.telemetry.stats import CallStats
 if TYPE_CHECKING:
     from sidecar.proxy.call import Call
 
+FIRST_BACKOFF_S: Final = 0.025
+LONGEST_BACKOFF_S: Final = 1.0
+"""Waits between attempts to connect to an endpoint that fails, from the second failure in a row on; doubled each time."""
+
 
 class Endpoint:
     """One address: its connections and the calls that wait for one."""
@@ -44,6 +49,10 @@ class Endpoint:
         self.connections: list[Upstream] = []
         self.waiting: deque[Call] = deque()
         self._connecting: asyncio.Task[None] | None = None
+        self._failures = 0
+        """Attempts to connect in a row that failed."""
+        self._not_before = 0.0
+        """No attempt earlier than this."""
 
     def __str__(self) -> str:
         return f"{self.config.host}:{self.config.port}"
@@ -71,6 +80,10 @@ class Endpoint:
                 self.ready = up
                 call.send_to(up)
                 return
+        if self._failures and cluster.worker.now < self._not_before and cluster.may_go_elsewhere(call):
+            why = f"no connection to {self}: it failed {self._failures} times in a row and is left alone for a moment"
+            cluster.on_connect_failure(call, why)
+            return
         if cluster.pending >= cluster.config.max_pending_requests:
             cluster.overflow(call, f"{cluster.pending} calls wait for a connection already")
             return
@@ -97,22 +110,39 @@ class Endpoint:
             up.conn.last_id = 2 * cluster.config.life.max_requests - 1
         reason = ""
         try:
+            wait = self._not_before - monotonic()
+            if wait > 0.0:
+                await asyncio.sleep(wait)
             await connect(cluster.config, self.config, lambda: cast(asyncio.BaseProtocol, up))
         except ConnectError as error:
             reason = str(error)
+        except asyncio.CancelledError:
+            cluster.connections -= 1
+            raise
         finally:
             self._connecting = None
+        worker.now = monotonic()
         if reason:
+            self._back_off(worker.now)
             cluster.connections -= 1
             waiting, self.waiting = self.waiting, deque()
             cluster.pending -= len(waiting)
             for call in waiting:
                 cluster.on_connect_failure(call, reason)
             return
+        self._failures = 0
+        self._not_before = 0.0
         self.connections.append(up)
         self.ready = up
         cluster.care.watch()
         self.serve_waiting()
+
+    def _back_off(self, now: float) -> None:
+        """After a second failure in a row wait before the next attempt: longer each time, by chance up to half more or less."""
+        self._failures += 1
+        if self._failures > 1:
+            wait = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(self._failures - 2, 16))
+            self._not_before = now + wait * (0.5 + self.cluster.worker.chance.random())
 
     def serve_waiting(self) -> None:
         """Send those who wait, as far as there is room."""
@@ -122,6 +152,7 @@ class Endpoint:
                 break
             call = self.waiting.popleft()
             self.cluster.pending -= 1
+            call.count_down()
             call.send_to(up)
         else:
             for up in self.connections:
@@ -254,6 +285,17 @@ class Cluster:
         """Refuse a call over a limit (flag UO)."""
         call.answer(Status.UNAVAILABLE, f'upstream overflow: "{self.name}": {why} (flag UO)', "UO")
 
+    def may_go_elsewhere(self, call: "Call") -> bool:
+        """True if the call may be tried on another endpoint when this one cannot be connected to."""
+        route = call.plan.decision.route
+        return (
+            len(self.endpoints) > 1
+            and route is not None
+            and route.retry is not None
+            and route.retry.on_connect_failure
+            and self._may_retry(call)
+        )
+
     def _may_retry(self, call: "Call") -> bool:
         route = call.plan.decision.route
         retry = route.retry if route else None
@@ -274,6 +316,7 @@ class Cluster:
             call.tried.append(endpoint)
         call.detach(0)
         call.endpoint = None
+        call.count_down()
         self._try(call)
 
     def on_connect_failure(self, call: "Call", reason: str) -> None:

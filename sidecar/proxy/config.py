@@ -271,6 +271,8 @@ class HttpManager:
     """A call in which neither side has sent anything for so long is ended; 0 is never. Found within a quarter of it."""
     max_stream_duration_s: float = 0.0
     """Longest time from a call's first header to its end; 0 is none."""
+    drain_timeout_s: float = 5.0
+    """A client that was asked to go elsewhere opens no more calls once it answers our PING, and at the latest after so long."""
 
 
 class Direction(Enum):

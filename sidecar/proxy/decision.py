@@ -92,6 +92,33 @@ class Plan:
         self.response_timeout_s = decision.route.timeout_s if decision.route else 0.0
         """From the end of the request to the end of the response: the route's; 0 is none."""
 
+    def after(self, seconds: float) -> "Plan":
+        """The same for a call that was held for some time: its `grpc-timeout` is what is left."""
+        if all(headers.name_of(field) != b"grpc-timeout" for field in headers.split(self.block)):
+            return self
+        left = write_timeout(self.timeout_s - seconds)
+        return Plan(self.decision, _with_timeout(self.block, left), self.timeout_s)
+
+
+def _bounds_calls(route: Route) -> bool:
+    """True if the route bounds how long a call may take: the upstream is told so (Envoy: route.v3.RouteAction.max_stream_duration)."""
+    return route.max_duration_s is not None or route.grpc_timeout_max_s is not None
+
+
+def _with_timeout(block: bytes, value: bytes) -> bytes:
+    """The block with this `grpc-timeout`."""
+    fields = [field[1] for field in headers.split(block) if headers.name_of(field) != b"grpc-timeout"]
+    return b"".join([*fields, headers.encode_field(b"grpc-timeout", value)])
+
+
+def write_timeout(seconds: float) -> bytes:
+    """A `grpc-timeout` value, rounded down, in the finest unit that has room for it (gRPC PROTOCOL-HTTP2: 8 digits)."""
+    for unit, size in ((b"u", 1e-6), (b"m", 1e-3)):
+        count = int(seconds / size)
+        if count < 100_000_000:
+            return b"%d%s" % (max(count, 1), unit)
+    return b"%dS" % min(int(seconds), 99_999_999)
+
 
 def parse_timeout(value: bytes) -> float:
     """Seconds of a `grpc-timeout` value (gRPC PROTOCOL-HTTP2); 0 if it is not one."""
@@ -180,7 +207,11 @@ class DecisionCache:
         if decision is None:
             decision = self._decide(fields)
             self._remember(key, decision)
-        plan = Plan(decision, forwarded, self._longest(decision.route, timeout))
+        route = decision.route
+        longest = self._longest(route, timeout)
+        if longest and decision.is_grpc and route is not None and _bounds_calls(route):
+            forwarded = _with_timeout(forwarded, b"%dm" % max(int(longest * 1000), 1))
+        plan = Plan(decision, forwarded, longest)
         if len(block) <= MAX_CACHED_BLOCK:
             number = hash(block)
             if number in seen:

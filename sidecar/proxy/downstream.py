@@ -51,6 +51,8 @@ class Downstream(Handler, Peer):
         self.cache = cache
         self._seen: dict[int, None] = {}
         self._transport: asyncio.Transport | None = None
+        self.drain_timeout_s = 5.0
+        """A client that was asked to go elsewhere and does not answer our PING is taken at its word after so long."""
         self._early_resets = 0
         self._lengths: dict[int, int] = {}
         """Bytes still expected, for requests that declared a content-length."""
@@ -134,8 +136,16 @@ class Downstream(Handler, Peer):
 
     def drain(self) -> None:
         """Ask the client to go elsewhere; running calls finish."""
+        if not self.conn.is_draining:
+            self.worker.loop.call_later(self.drain_timeout_s, self._last_call)
         self.conn.drain()
         self.mark()
+
+    def _last_call(self) -> None:
+        """The client has had its time to hear of the end, whether it answered our PING or not."""
+        if self._transport is not None and not self.conn.is_closed:
+            self.conn.go_away()
+            self.mark()
 
     def retire(self) -> None:
         """The same, for a connection that lived long enough."""

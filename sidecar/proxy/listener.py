@@ -132,6 +132,7 @@ class Listener:
             )
         else:
             downstream = Downstream(self, self.worker, chain.cache, stats, settings, self.limits)
+        downstream.drain_timeout_s = manager.drain_timeout_s
         downstream.adopt(transport, data)
         chain.watch()
 

@@ -9,8 +9,8 @@ from google.protobuf import json_format
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from sidecar.proxy.config import Configuration
-from sidecar.xds import convert
+from sidecar.proxy.config import Configuration, Limits
+from sidecar.xds import convert, runtime
 from sidecar.xds.supported import ConfigError, refuse_unsupported
 
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
@@ -26,6 +26,8 @@ class Bootstrap:
     """Where the admin endpoint listens; None for nowhere."""
     ads: tuple[str, int] | None
     """HOST, PORT of the control plane; None if the configuration is all static."""
+    limits: Limits
+    """From `layered_runtime`."""
     node: bytes
     """The serialised core.v3.Node to present there."""
 
@@ -70,6 +72,7 @@ def parse(document: dict[str, Any]) -> Bootstrap:
         if message.HasField("admin")
         else None,
         ads=ads,
+        limits=runtime.limits(message.layered_runtime),
         node=message.node.SerializeToString(),
     )
 

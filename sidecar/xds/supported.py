@@ -76,12 +76,15 @@ OPAQUE: Final = frozenset(
         "google.protobuf.Duration",
         "google.protobuf.UInt32Value",
         "google.protobuf.BoolValue",
+        "google.protobuf.Struct",
     )
 )
 """Messages whose every field is taken as it is."""
 
 FIELDS: Final[dict[str, str]] = {
-    _BOOTSTRAP + "Bootstrap": "node static_resources dynamic_resources admin bootstrap_extensions",
+    _BOOTSTRAP + "Bootstrap": "node static_resources dynamic_resources admin bootstrap_extensions layered_runtime",
+    _BOOTSTRAP + "LayeredRuntime": "layers",
+    _BOOTSTRAP + "RuntimeLayer": "name static_layer",
     _BOOTSTRAP + "Bootstrap.StaticResources": "listeners clusters",
     _BOOTSTRAP + "Bootstrap.DynamicResources": "lds_config cds_config ads_config",
     _BOOTSTRAP + "Admin": "address",
@@ -124,7 +127,7 @@ FIELDS: Final[dict[str, str]] = {
     "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy": "stat_prefix cluster idle_timeout max_connect_attempts",
     _LISTENER + "Filter": "name typed_config",
     _HCM + "HttpConnectionManager": "stat_prefix codec_type rds route_config http_filters upgrade_configs "
-    "http2_protocol_options common_http_protocol_options stream_idle_timeout",
+    "http2_protocol_options common_http_protocol_options stream_idle_timeout drain_timeout",
     _HCM + "HttpConnectionManager.UpgradeConfig": "upgrade_type enabled",
     _HCM + "Rds": "config_source route_config_name",
     _HCM + "HttpFilter": "name typed_config",

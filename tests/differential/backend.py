@@ -1,7 +1,7 @@
 """A server that does as it is told: for each request a list of actions; it writes down what it saw.
 
 An answer is one of, or a list of: `ok` (wait for the end, echo, grpc-status 0), `hold` (until the script says `release`), `close`, `cancelled` (wait for it), `ended`
-(wait for the request's end), and mappings: `headers: [...]`, `trailers: [...]` (ends), `only: [...]` (headers that end), `grpc: text`, `data: text`, `end: true`,
+(wait for the request's end), `mute` (answer no PING from now on), and mappings: `headers: [...]`, `trailers: [...]` (ends), `only: [...]` (headers that end), `grpc: text`, `data: text`, `end: true`,
 `reset: CODE`, `goaway: {last: N or this or below, code: …}`, `send: [frames]`. Every answer's first headers say `x-from: NAME`.
 """
 
@@ -41,6 +41,8 @@ class Backend:
     """By request, in order; the last one repeats. Empty is `ok`."""
     requests: list[Request] = field(default_factory=list)
     connections: list[Wire] = field(default_factory=list)
+    accepted: int = 0
+    """Connections that were made since the case began."""
     _tasks: dict[tuple[int, int], asyncio.Task[None]] = field(default_factory=dict)
     _released: asyncio.Event = field(default_factory=asyncio.Event)
     _server: asyncio.Server | None = None
@@ -54,6 +56,7 @@ class Backend:
     def _accept(self) -> Wire:
         conn = Wire(is_server=True, announced=self.announced, on_change=self._on_change, gives_window=self.gives_window)
         self.connections.append(conn)
+        self.accepted += 1
         return conn
 
     def close(self) -> None:
@@ -68,6 +71,7 @@ class Backend:
         self.finish()
         self.answers = answers
         self.requests = []
+        self.accepted = 0
         self._released = asyncio.Event()
         self.connections = [conn for conn in self.connections if not conn.is_closed]
 
@@ -117,6 +121,9 @@ class Backend:
                 await conn.until(lambda: seen.is_ended, PATIENCE_S)
             elif action == "cancelled":
                 await conn.until(lambda: seen.reset is not None, PATIENCE_S)
+            elif action == "mute":
+                conn.answers_pings = False
+                await conn.until(lambda: seen.is_done, PATIENCE_S)
             elif action == "close":
                 conn.close()
             else:

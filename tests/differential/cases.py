@@ -18,6 +18,7 @@ _CASE_KEYS: Final = frozenset(
         "script",
         "expect",
         "attempts",
+        "connections",
         "differs",
         "spread",
         "patience",
@@ -45,6 +46,8 @@ class Case:
     """By engine: one line a stream, and one a connection that was not kept."""
     attempts: tuple[tuple[str, int], ...] = ()
     """Requests that a backend sees."""
+    connections: tuple[tuple[str, int], ...] = ()
+    """Connections that are made to a backend."""
     differs: str = ""
     """The heading in docs/differences.md that says why the engines differ here; empty if they agree."""
     spread: tuple[tuple[str, float], ...] = ()
@@ -122,6 +125,7 @@ def _case(file: str, item: Any) -> Case:
         backend=tuple((name, tuple(answers)) for name, answers in item.get("backend", {}).items()),
         expect=tuple((engine, tuple(lines)) for engine, lines in expect.items()),
         attempts=tuple(item.get("attempts", {}).items()),
+        connections=tuple(item.get("connections", {}).items()),
         differs=item.get("differs", ""),
         spread=tuple(item.get("spread", {}).items()),
         patience=item.get("patience", 3.0),

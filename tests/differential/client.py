@@ -1,8 +1,8 @@
 """The client's side of a case: its script step by step, then what came of it.
 
 Steps: `call: {…}` (open, send all, wait for the end), `start: {…}` (the same without waiting), `calls: {times: n, at_once: 100, of: {…}}`,
-`message: {stream: n, grpc: text, end: true}`, `cancel: n`, `ended: n`, `headers: n` (wait for them), `arrived: {backend: n}`, `release: backend`, `send: [frames]`,
-`ping`, `connect` (go on with a new connection), `tunnel: HOST:PORT` (the same through CONNECT), `text: …` (bytes on a new connection that are no HTTP/2).
+`message: {stream: n, grpc: text, end: true}`, `cancel: n`, `ended: n`, `headers: n` (wait for them), `arrived: {backend: n}`, `lost: {backend: n}` (so many of its connections are closed), `release: backend`, `send: [frames]`,
+`ping`, `closed`, `goaway` (wait for them), `mute` (answer no PING from now on), `connect` (go on with a new connection), `tunnel: HOST:PORT` (the same through CONNECT), `text: …` (bytes on a new connection that are no HTTP/2).
 
 A call is `{path, authority, method, scheme, fields: […], headers: […] (all of them), grpc: text, data: …, end: false, trailers: […], plain: true}`.
 """
@@ -52,6 +52,7 @@ class Outcome:
     detail: dict[str, Any] = field(default_factory=dict)
     """Everything that is compared."""
     attempts: dict[str, int] = field(default_factory=dict)
+    connections: dict[str, int] = field(default_factory=dict)
     has_silent_errors: bool = False
     """The engine itself refused a gRPC call without saying why."""
     spread: Counter[str] = field(default_factory=Counter)
@@ -148,6 +149,8 @@ class Client:
                 await self._wait(conn, lambda: conn.streams[value].headers is not None)
             case "arrived":
                 await self._arrived(value)
+            case "lost":
+                await self._lost(value)
             case "release":
                 self._backends[value].release()
             case "send":
@@ -155,6 +158,12 @@ class Client:
                     seen = conn.expect(stream_id)
                     seen.have_ended = seen.have_ended or ended
                 conn.send(b"".join(script.frame(item) for item in value))
+            case "closed":
+                await self._wait(conn, lambda: conn.is_closed)
+            case "goaway":
+                await self._wait(conn, lambda: conn.goaway is not None)
+            case "mute":
+                conn.answers_pings = False
             case "ping":
                 await self._ping(conn)
             case _:
@@ -195,6 +204,14 @@ class Client:
                 assert asyncio.get_running_loop().time() < end, (
                     f"{self._case.id}: {name} saw {len(backend.requests)} requests"
                 )
+                await asyncio.sleep(0.005)
+
+    async def _lost(self, counts: dict[str, int]) -> None:
+        for name, count in counts.items():
+            backend = self._backends[name]
+            end = asyncio.get_running_loop().time() + self._case.patience
+            while sum(conn.is_closed for conn in backend.connections) < count:
+                assert asyncio.get_running_loop().time() < end, f"{self._case.id}: {name} keeps its connections"
                 await asyncio.sleep(0.005)
 
     async def _ping(self, conn: Wire) -> None:
@@ -271,6 +288,7 @@ class Client:
             ending = _connection(conn)
             if ending:
                 outcome.lines.append(f"connection{f' {number}' if len(self._conns) > 1 else ''}: {ending}")
+        outcome.connections = {name: backend.accepted for name, backend in self._backends.items()}
         outcome.attempts = {name: len(backend.requests) for name, backend in self._backends.items()}
         outcome.detail = {
             "lines": outcome.lines,

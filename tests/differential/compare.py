@@ -29,6 +29,9 @@ def faults(case: Case, outcomes: dict[str, Outcome]) -> list[str]:
         for name, count in case.attempts:
             if outcome.attempts[name] != count:
                 found.append(f"{engine}: {name} saw {outcome.attempts[name]} requests, not {count}")
+        for name, count in case.connections:
+            if outcome.connections[name] != count:
+                found.append(f"{engine}: {name} saw {outcome.connections[name]} connections, not {count}")
         if case.spread:
             found += _spread_faults(engine, outcome.spread, dict(case.spread))
     if outcomes["remora"].has_silent_errors:

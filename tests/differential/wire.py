@@ -150,6 +150,7 @@ class Wire(asyncio.Protocol):
         self.peer_settings: dict[int, int] = {}
         self.encoder = hpack.Encoder()
         self.gives_window = gives_window
+        self.answers_pings = True
         self._announced = {"INITIAL_WINDOW_SIZE": BIG_WINDOW, **(announced or {})}
         self._decoder = hpack.Decoder(max_header_list_size=1 << 22)
         self._on_change = on_change
@@ -241,7 +242,7 @@ class Wire(asyncio.Protocol):
         elif kind == "PING":
             if flags & 1:
                 self.pongs.add(payload)
-            else:
+            elif self.answers_pings:
                 self.send(frame("PING", flags=1, payload=payload))
         elif kind == "GOAWAY":
             last, code = struct.unpack_from(">II", payload)
