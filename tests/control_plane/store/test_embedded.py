@@ -31,7 +31,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 # -- kill -9 ----------------------------------------------------------------------------------------
 
-ROUNDS = 12
+ROUNDS = 8
 
 
 def _start_writer(directory: Path) -> subprocess.Popen[bytes]:

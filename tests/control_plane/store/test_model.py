@@ -242,7 +242,7 @@ async def test_the_embedded_store_is_the_model(tmp_path: Path) -> None:
     def machine(loop: asyncio.AbstractEventLoop) -> StoreMachine:
         return EmbeddedMachine(loop, EmbeddedSubject(Path(tempfile.mkdtemp(dir=tmp_path))))
 
-    await check(machine, examples=60, steps=30)
+    await check(machine, examples=40, steps=30)
 
 
 async def test_etcd_is_the_model(etcd: EtcdCluster) -> None:
@@ -250,4 +250,4 @@ async def test_etcd_is_the_model(etcd: EtcdCluster) -> None:
         etcd.wipe()
         return StoreMachine(loop, EtcdSubject(etcd))
 
-    await check(machine, examples=20, steps=20)
+    await check(machine, examples=12, steps=20)
