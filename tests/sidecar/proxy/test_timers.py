@@ -1,12 +1,13 @@
 """The timer wheel: never early, at most a slot late, and who is forgotten is not called."""
 
 import asyncio
+import weakref
 from dataclasses import dataclass, field
 from random import Random
 from time import monotonic
 from typing import Final
 
-from sidecar.proxy.timers import SLOT_S, Timed, TimerWheel
+from sidecar.proxy.timers import MAX_FORGOTTEN, SLOT_S, Timed, TimerWheel
 
 LATE_S: Final = 0.25
 """How much later than the slot the machine may be."""
@@ -94,3 +95,43 @@ async def test_one_that_adds_another_when_called_is_followed_by_it() -> None:
     wheel.add(first)
     await _until(first.deadline + 0.02 + 2 * SLOT_S + LATE_S)
     assert len(first.called) == len(second.called) == 1
+
+
+async def test_who_is_forgotten_is_not_held_until_its_deadline() -> None:
+    wheel = TimerWheel(asyncio.get_running_loop())
+    far = monotonic() + 3600.0
+    waiting = [Waiter(far + number) for number in range(50)]
+    held: list[weakref.ref[Waiter]] = []
+    for number in range(20 * MAX_FORGOTTEN):
+        waiter = Waiter(far + number % 100)
+        wheel.add(waiter)
+        waiter.deadline = 0.0
+        held.append(weakref.ref(waiter))
+        if number < len(waiting):
+            wheel.add(waiting[number])
+    del waiter
+    assert sum(ref() is not None for ref in held) <= MAX_FORGOTTEN
+    waiting[0].deadline = monotonic() + 0.02
+    wheel.add(waiting[0])
+    await _until(waiting[0].deadline + SLOT_S + LATE_S)
+    assert [len(waiter.called) for waiter in waiting] == [1] + [0] * 49
+
+
+async def test_a_sweep_while_the_wheel_turns_loses_nobody() -> None:
+    wheel = TimerWheel(asyncio.get_running_loop())
+    others = [Waiter(monotonic() + 0.05) for _ in range(20)]
+
+    class Busy(Waiter):
+        def on_deadline(self) -> None:
+            super().on_deadline()
+            for _ in range(2 * MAX_FORGOTTEN):
+                passing = Waiter(monotonic() + 60.0)
+                wheel.add(passing)
+                passing.deadline = 0.0
+
+    busy = [Busy(monotonic() + 0.02 + number * SLOT_S) for number in range(4)]
+    for waiter in (*others, *busy):
+        wheel.add(waiter)
+    end = max(waiter.deadline for waiter in (*others, *busy)) + SLOT_S + LATE_S
+    await _until(end)
+    assert [len(waiter.called) for waiter in (*others, *busy)] == [1] * 24
