@@ -122,7 +122,7 @@ class DifferingHeaders:
         self._count += 1
         unique = f"{self._count:06x}{self._chance.getrandbits(40):010x}"
         return (
-            literal(b"grpc-timeout", b"%dm" % (9_000_000 + self._count))
+            literal(b"grpc-timeout", b"%du" % (20_000_000 + self._count))
             + literal(b"traceparent", f"00-{self._trace}{unique[:6]}-{unique}-01".encode())
             + literal(b"x-user", f"user-{unique}".encode())
             + literal(b"authorization", f"Bearer {self._token[:250]}{unique}{self._token[250:]}".encode())
