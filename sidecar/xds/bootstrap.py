@@ -59,7 +59,7 @@ def parse(document: dict[str, Any]) -> Bootstrap:
     try:
         json_format.ParseDict(document, message)
     except json_format.ParseError as error:
-        raise ConfigError("", f"{error} (RMR0122)") from None
+        raise ConfigError("", f"{' '.join(str(error).split())} (RMR0122)") from None
     refuse_unsupported(message)
     static = message.static_resources
     ads = _control_plane(message)

@@ -1,0 +1,39 @@
+"""`everything.yaml`, with certificates that are good."""
+
+import base64
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from ruamel.yaml import YAML
+
+from tests.certificates import Authority, Leaf
+
+SAMPLE: Final = Path(__file__).parent / "everything.yaml"
+
+
+@cache
+def papers() -> tuple[Authority, Leaf]:
+    """An authority and what it signed."""
+    root = Authority()
+    return root, root.sign(dns=("orders.shop",))
+
+
+def document(folder: Path) -> Any:
+    """The bootstrap that sets every supported field."""
+    root, leaf = papers()
+    (folder / "ca.pem").write_bytes(root.pem)
+    words = {
+        "CHAIN": leaf.chain.decode(),
+        "KEY": base64.b64encode(leaf.key).decode(),
+        "CA": str(folder / "ca.pem"),
+    }
+
+    def filled(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {key: filled(value) for key, value in tree.items()}
+        if isinstance(tree, list):
+            return [filled(value) for value in tree]
+        return words.get(tree, tree) if isinstance(tree, str) else tree
+
+    return filled(YAML(typ="safe").load(SAMPLE.read_text(encoding="utf-8")))

@@ -1,0 +1,378 @@
+"""What Envoy's messages become, and which values are refused: with the place, the value, and what would be right."""
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from sidecar.http2.connection import Settings
+from sidecar.proxy.config import (
+    Balance,
+    ClusterConfig,
+    Codec,
+    ConnectionLife,
+    Direction,
+    EndpointConfig,
+    HeaderMatch,
+    LocalRateLimit,
+    RetryPolicy,
+    Route,
+    RouteMatch,
+)
+from sidecar.xds.bootstrap import load, parse
+from sidecar.xds.supported import ConfigError
+from tests.sidecar.xds.everything import document
+
+CLUSTER: Final = "static_resources.clusters"
+LISTENER: Final = "static_resources.listeners[0]"
+MANAGER: Final = f"{LISTENER}.filter_chains[0].filters[0].typed_config"
+HOST: Final = f"{MANAGER}.route_config.virtual_hosts[0]"
+ROUTE: Final = f"{HOST}.routes[0]"
+LIMIT: Final = f"{MANAGER}.http_filters[0].typed_config"
+OPTIONS: Final = "typed_extension_protocol_options.envoy/extensions/upstreams/http/v3/HttpProtocolOptions"
+ABSENT: Final = object()
+
+
+def changed(tree: Any, path: str, value: Any) -> Any:
+    """The tree with another value at `a.b[0].c`; ABSENT takes it away. A `/` in a key stands for a dot."""
+    words = [word.replace("/", ".") for word in re.findall(r"[^.\[\]]+", path)]
+    at = tree
+    for word in words[:-1]:
+        at = at[int(word)] if isinstance(at, list) else at[word]
+    last: Any = int(words[-1]) if isinstance(at, list) else words[-1]
+    if value is ABSENT:
+        del at[last]
+    else:
+        at[last] = value
+    return tree
+
+
+REFUSED: Final[dict[str, tuple[str, Any, str]]] = {
+    "a balancer that is not there": (
+        f"{CLUSTER}[0].lb_policy",
+        "MAGLEV",
+        "cluster[stock].lb_policy: MAGLEV: ROUND_ROBIN",
+    ),
+    "a cluster by DNS": (f"{CLUSTER}[1].type", "STRICT_DNS", "cluster[accounts].type: STRICT_DNS: STATIC and EDS"),
+    "a name for an address": (
+        f"{CLUSTER}[1].load_assignment.endpoints[0].lb_endpoints[0].endpoint.address.socket_address.address",
+        "localhost",
+        'load_assignment[accounts].endpoints[0].lb_endpoints[0].endpoint.address.socket_address.address: "localhost" is no IP address',
+    ),
+    "a port above 65535": (
+        f"{CLUSTER}[1].load_assignment.endpoints[0].lb_endpoints[1].endpoint.address.socket_address.port_value",
+        70_000,
+        "load_assignment[accounts].endpoints[0].lb_endpoints[1].endpoint.address.socket_address.port_value: 70000 is no port",
+    ),
+    "UDP": (f"{LISTENER}.address.socket_address.protocol", "UDP", "listener[outbound].address: a TCP socket_address"),
+    "a degraded endpoint": (
+        f"{CLUSTER}[1].load_assignment.endpoints[0].lb_endpoints[0].health_status",
+        "DEGRADED",
+        "load_assignment[accounts].endpoints[0].lb_endpoints[0].health_status: DEGRADED is not supported",
+    ),
+    "limits of high priority": (
+        f"{CLUSTER}[0].circuit_breakers.thresholds[0].priority",
+        "HIGH",
+        "cluster[stock].circuit_breakers.thresholds[0].priority: only DEFAULT",
+    ),
+    "an upstream that speaks whatever it likes": (
+        f"{CLUSTER}[0].{OPTIONS}.explicit_http_config",
+        {},
+        "cluster[stock].typed_extension_protocol_options[envoy.extensions.upstreams.http.v3.HttpProtocolOptions]: explicit_http_config",
+    ),
+    "an extension of the upstream that is not known": (
+        f"{CLUSTER}[0].typed_extension_protocol_options",
+        {"x": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}},
+        'cluster[stock].typed_extension_protocol_options: "x" is not supported',
+    ),
+    "no filter chain": (f"{LISTENER}.filter_chains", [], "listener[mesh].filter_chains: at least one"),
+    "a chain without filters": (
+        f"{LISTENER}.filter_chains[0].filters",
+        [],
+        "listener[outbound].filter_chains[0].filters: exactly one filter",
+    ),
+    "two chains for the same": (
+        f"{LISTENER}.filter_chains[1].filter_chain_match",
+        {"transport_protocol": "raw_buffer", "application_protocols": ["h2c"]},
+        "listener[outbound].filter_chains[1].filter_chain_match: matches the same as chain 0",
+    ),
+    "HTTP/3": (
+        f"{MANAGER}.codec_type",
+        "HTTP3",
+        "listener[outbound].filter_chains[0].filters[0].typed_config.codec_type: ",
+    ),
+    "an upgrade to WebSocket": (
+        f"{MANAGER}.upgrade_configs[0].upgrade_type",
+        "websocket",
+        'listener[outbound].filter_chains[0].filters[0].typed_config.upgrade_configs[0].upgrade_type: "websocket"',
+    ),
+    "no router": (f"{MANAGER}.http_filters", [], ".http_filters: the router is missing"),
+    "a router that is not the last": (
+        f"{MANAGER}.http_filters",
+        [{"name": "r", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}]
+        * 2,
+        ".http_filters[0].typed_config: the router, and only it, is the last filter",
+    ),
+    "neither routes nor their name": (f"{MANAGER}.route_config", ABSENT, ": route_config or rds is needed"),
+    "a bucket that holds nothing": (f"{LIMIT}.token_bucket.max_tokens", 0, ".token_bucket.max_tokens: 0: at least 1"),
+    "a bucket that is never filled": (
+        f"{LIMIT}.token_bucket.tokens_per_fill",
+        0,
+        ".token_bucket.tokens_per_fill: 0: at least 1",
+    ),
+    "a bucket that is filled all the time": (
+        f"{LIMIT}.token_bucket.fill_interval",
+        "0.01s",
+        ".token_bucket.fill_interval: 0.01 s: at least 0.05 s",
+    ),
+    "a window below HTTP/2's first": (
+        f"{MANAGER}.http2_protocol_options.initial_stream_window_size",
+        1000,
+        ".http2_protocol_options.initial_stream_window_size: 1000: 65535 to 2147483647",
+    ),
+    "a window above HTTP/2's largest": (
+        f"{MANAGER}.http2_protocol_options.initial_connection_window_size",
+        2**31,
+        ".http2_protocol_options.initial_connection_window_size: 2147483648: 65535 to 2147483647",
+    ),
+    "no streams": (
+        f"{MANAGER}.http2_protocol_options.max_concurrent_streams",
+        0,
+        ".http2_protocol_options.max_concurrent_streams: 0: 1 to 2147483647",
+    ),
+    "connections that end with a malformed message": (
+        f"{MANAGER}.http2_protocol_options.override_stream_error_on_invalid_http_message",
+        False,
+        ".http2_protocol_options.override_stream_error_on_invalid_http_message: only true",
+    ),
+    "a keepalive without an interval": (
+        f"{MANAGER}.http2_protocol_options.connection_keepalive.interval",
+        "0s",
+        ".http2_protocol_options.connection_keepalive: interval and timeout must be above 0",
+    ),
+    "no domains": (f"{HOST}.domains", [], "route_config[outbound].virtual_hosts[orders].domains: at least one"),
+    "a domain twice": (
+        f"{HOST}.domains",
+        ["a.shop", "A.shop"],
+        'virtual_hosts[orders].domains: "A.shop" stands in two',
+    ),
+    "a redirect": (
+        ROUTE,
+        {"match": {"prefix": "/"}, "redirect": {"host_redirect": "x"}},
+        ".redirect: this field is not supported",
+    ),
+    "weights of nothing": (
+        f"{HOST}.routes[1].route.weighted_clusters.clusters",
+        [{"name": "stock", "weight": 0}],
+        "routes[1].route.weighted_clusters: the weights add up to 0",
+    ),
+    "a route to nowhere": (
+        f"{HOST}.routes[1].route",
+        {"timeout": "1s"},
+        "routes[1].route: cluster or weighted_clusters",
+    ),
+    "a match of nothing": (
+        f"{HOST}.routes[1].match",
+        {},
+        "routes[1].match: prefix, path, safe_regex or connect_matcher",
+    ),
+    "a broken regular expression": (
+        f"{HOST}.routes[2].match.safe_regex.regex",
+        "[a",
+        'routes[2].match.safe_regex.regex: "[a" is no regular expression',
+    ),
+    "a header without a pattern": (
+        f"{ROUTE}.match.headers[0].string_match",
+        {},
+        "routes[0].match.headers[0].string_match: a pattern is needed",
+    ),
+    "a header in any case": (
+        f"{ROUTE}.match.headers[0].string_match.ignore_case",
+        True,
+        "routes[0].match.headers[0].string_match.ignore_case: is not supported",
+    ),
+    "a retry that is not safe": (
+        f"{ROUTE}.route.retry_policy.retry_on",
+        "refused-stream, 5xx",
+        'routes[0].route.retry_policy.retry_on: "5xx" is not supported; supported: connect-failure, refused-stream',
+    ),
+    "another host predicate": (
+        f"{ROUTE}.route.retry_policy.retry_host_predicate[0].name",
+        "other",
+        'routes[0].route.retry_policy.retry_host_predicate[0]: "other" is not supported',
+    ),
+    "CONNECT that leads nowhere": (
+        f"{HOST}.routes[3].route.upgrade_configs",
+        [],
+        "routes[3].route.upgrade_configs: a connect_matcher needs one",
+    ),
+    "an upgrade of a call": (
+        f"{ROUTE}.route.upgrade_configs",
+        [{"upgrade_type": "CONNECT"}],
+        "routes[0].route.upgrade_configs[0]: only CONNECT, behind a connect_matcher",
+    ),
+    "a field that Envoy does not have": ("static_resources.lissteners", [], 'no field named "lissteners"'),
+    "a control plane by REST": (
+        "dynamic_resources.ads_config.api_type",
+        "REST",
+        "dynamic_resources.ads_config: api_type GRPC",
+    ),
+    "no control plane": (
+        "dynamic_resources.ads_config.grpc_services",
+        [],
+        "dynamic_resources.ads_config: api_type GRPC",
+    ),
+    "a control plane that is not there": (
+        "dynamic_resources.ads_config.grpc_services[0].envoy_grpc.cluster_name",
+        "nowhere",
+        'dynamic_resources.ads_config.grpc_services[0]: static cluster "nowhere"',
+    ),
+    "listeners from elsewhere": (
+        "dynamic_resources.lds_config",
+        {"initial_fetch_timeout": "1s"},
+        "dynamic_resources.lds_config: `ads: {}` is needed",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_value_that_is_not_taken_is_refused_with_its_place_and_a_way_out(what: str, tmp_path: Path) -> None:
+    path, value, expected = REFUSED[what]
+    tree = document(tmp_path)
+    if what == "no filter chain":
+        path = "static_resources.listeners[1].filter_chains"
+    with pytest.raises(ConfigError) as caught:
+        parse(changed(tree, path, value))
+    text = str(caught.value)
+    assert expected in text
+    assert "\n" not in text
+    assert re.search(r"\(RMR0\d{3}\)$", text), text
+
+
+def test_clusters(tmp_path: Path) -> None:
+    stock, accounts, mesh, control_plane = parse(document(tmp_path)).configuration.clusters
+    assert stock == ClusterConfig(
+        name="stock",
+        connect_timeout_s=1.0,
+        balance=Balance.LEAST_REQUEST,
+        eds_name="stock.shop",
+        max_connections=5,
+        max_pending_requests=6,
+        max_requests=7,
+        max_retries=8,
+        panic_threshold=0.25,
+        http2=Settings(initial_stream_window=70_000, largest_stream_window=0),
+        life=ConnectionLife(idle_timeout_s=45.0),
+        buffer_limit=65_537,
+        tls=stock.tls,
+    )
+    assert stock.tls is not None and stock.tls.sni == "stock.shop"
+    assert accounts.balance is Balance.RANDOM and accounts.codec is Codec.HTTP1
+    assert accounts.endpoints == (
+        EndpointConfig("127.0.0.1", 7001, weight=3, is_usable=False, is_draining=True, version="v2"),
+        EndpointConfig("::1", 7002),
+    )
+    assert mesh.internal_listener == "mesh"
+    assert control_plane == ClusterConfig(
+        "control-plane", endpoints=(EndpointConfig("127.0.0.1", 15010),), http2=control_plane.http2
+    )
+
+
+def test_listeners(tmp_path: Path) -> None:
+    outbound, mesh = parse(document(tmp_path)).configuration.listeners
+    assert (outbound.host, outbound.port, outbound.direction) == ("127.0.0.1", 15001, Direction.OUTBOUND)
+    assert (mesh.is_internal, mesh.direction) == (True, Direction.UNSPECIFIED)
+    manager = outbound.chains[0].manager
+    assert manager is not None
+    assert manager.takes_connect and manager.codec is Codec.HTTP2
+    assert manager.stream_idle_timeout_s == 60.0 and manager.max_stream_duration_s == 90.0
+    assert manager.http2 == Settings(
+        initial_stream_window=131_072,
+        initial_connection_window=1_048_576,
+        max_concurrent_streams=100,
+        largest_stream_window=0,
+    )
+    assert manager.life == ConnectionLife(30.0, 600.0, 1000, 10.0, 3.0, 0.05)
+    assert manager.filters == (
+        LocalRateLimit("orders", 10, 5, 2.0, enabled=0.05, enforced=0.25, as_resource_exhausted=True),
+    )
+    assert outbound.default_chain is not None and outbound.default_chain.manager is not None
+    assert outbound.default_chain.manager.rds_name == "rest"
+    tcp = outbound.chains[1].tcp
+    assert tcp is not None and (tcp.cluster, tcp.idle_timeout_s, tcp.max_connect_attempts) == ("accounts", 50.0, 2)
+
+
+def test_routes(tmp_path: Path) -> None:
+    manager = parse(document(tmp_path)).configuration.listeners[0].chains[0].manager
+    assert manager is not None and manager.routes is not None
+    [host] = manager.routes.virtual_hosts
+    assert host.domains == ("orders.shop", "*.orders.shop")
+    headers = (
+        HeaderMatch(b"x-exact", exact=b"ann"),
+        HeaderMatch(b"x-prefix", prefix=b"an", invert=True),
+        HeaderMatch(b"x-suffix", suffix=b"nn"),
+        HeaderMatch(b"x-regex", regex="a.*"),
+        HeaderMatch(b"x-absent", present=False),
+    )
+    assert host.routes == (
+        Route(
+            RouteMatch(path=b"/shop.Orders/Get", headers=headers),
+            (("stock", 1),),
+            name="exact",
+            timeout_s=7.0,
+            retry=RetryPolicy(True, True, True, num_retries=4, avoid_previous_hosts=True, host_selection_attempts=6),
+            idle_timeout_s=20.0,
+            max_duration_s=40.0,
+            grpc_timeout_max_s=25.0,
+        ),
+        Route(RouteMatch(prefix=b"/shop."), (("stock", 3), ("accounts", 1))),
+        Route(RouteMatch(regex="/[a-z]+"), (("accounts", 1),)),
+        Route(RouteMatch(connect=True), (("mesh", 1),)),
+    )
+
+
+def test_the_rest_of_a_bootstrap(tmp_path: Path) -> None:
+    bootstrap = parse(document(tmp_path))
+    assert bootstrap.admin == ("127.0.0.1", 9901)
+    assert bootstrap.ads == ("127.0.0.1", 15010)
+    assert b"orders-1" in bootstrap.node
+    assert parse({}).ads is None and parse({}).admin is None
+
+
+@pytest.mark.parametrize("enabled", [True, False, None])
+def test_an_upgrade_may_be_turned_off(tmp_path: Path, enabled: bool | None) -> None:
+    tree = document(tmp_path)
+    upgrade = {"upgrade_type": "CONNECT"} if enabled is None else {"upgrade_type": "CONNECT", "enabled": enabled}
+    manager = parse(changed(tree, f"{MANAGER}.upgrade_configs", [upgrade])).configuration.listeners[0].chains[0].manager
+    assert manager is not None and manager.takes_connect is (enabled is not False)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "cannot be read: "),
+        ("a: [", "is no YAML: "),
+        ("- a\n- b\n", "is no mapping; an Envoy v3 bootstrap is needed (RMR0121)"),
+        ("static_resources: 1\n", "(RMR0122)"),
+        ("static_resources: {clusters: [{name: x, type: LOGICAL_DNS}]}", "cluster[x].type: LOGICAL_DNS"),
+        ("\xff\xfe", "(RMR012"),
+    ],
+)
+def test_a_file_that_is_no_bootstrap_is_refused_in_one_line_with_its_name(
+    tmp_path: Path, text: str | None, expected: str
+) -> None:
+    path = tmp_path / "bootstrap.yaml"
+    if text is not None:
+        path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_json_is_taken_too(tmp_path: Path) -> None:
+    path = tmp_path / "bootstrap.json"
+    path.write_text('{"admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 9}}}}')
+    assert load(path).admin == ("127.0.0.1", 9)
