@@ -2,7 +2,6 @@
 
 import asyncio
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from control_plane.store.contract import (
     TxnResult,
 )
 from control_plane.store.etcd import EtcdStore
-from control_plane.store.etcd_members import PATIENCE, Patience
+from control_plane.store.etcd_members import Patience
 from tests.control_plane.store.subject import put, take
 from tests.etcd import Certificates, EtcdCluster, etcd_cluster, make_certificates
 from tests.ports import free_ports
@@ -76,18 +75,6 @@ async def test_one_of_the_endpoints_is_enough(etcd: EtcdCluster) -> None:
     store = await EtcdStore.open(f"etcd://{away},{etcd.members[0].endpoint}")
     await store.get(b"a")
     await store.close()
-
-
-async def test_remora_up_ends_with_3_and_a_sentence_when_etcd_is_away() -> None:
-    port = free_ports(1)[0]
-    remora = str(Path(sys.executable).parent / "remora")
-    command = [remora, "up", "--store", f"etcd://me:secret@127.0.0.1:{port}", "--listen", "127.0.0.1:0"]
-    begin = monotonic()
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=30)
-    assert monotonic() - begin < PATIENCE.total_s + 5
-    assert done.returncode == 3
-    assert done.stderr == f"remora up: etcd 127.0.0.1:{port} cannot be reached: connection refused\n"
-    assert done.stdout == ""
 
 
 # -- an answer that is lost -------------------------------------------------------------------------
