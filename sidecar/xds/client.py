@@ -148,17 +148,17 @@ class AdsClient:
         if subscription is None:
             return
         subscription.nonce = response.nonce
-        before = subscription.resources
+        before = {url: each.resources for url, each in self._types.items()}
         try:
             fresh = self._read(subscription, response.resources)
             # CDS and LDS hold the whole world; EDS and RDS may be partial.
             is_whole = response.type_url in (CLUSTER, LISTENER)
-            subscription.resources = fresh if is_whole else {**before, **fresh}
+            subscription.resources = fresh if is_whole else {**subscription.resources, **fresh}
             self._trim()
             await self._proxy.apply(self._configuration())
         except (ConfigError, ListenError) as error:
-            subscription.resources = before
-            self._trim()
+            for url, resources in before.items():
+                self._types[url].resources = resources
             self._stats.config_rejected += 1
             log.error("refused %s version %s: %s", response.type_url, response.version_info, error)
             self._ask(subscription, str(error))
@@ -182,6 +182,8 @@ class AdsClient:
                 if converted is None:
                     converted = converter(unpack(item, f"resources[{number}]"))
                 name = converted[0] if isinstance(converted, tuple) else converted.name
+                if name in fresh:
+                    raise ConfigError(f"resources[{number}]", f'"{name}" is given twice (RMR0129)')
                 fresh[name] = (item.value, converted)
             except (ConfigError, DecodeError) as error:
                 faults.append(str(error))

@@ -557,7 +557,7 @@ def load_assignment(message: Any) -> tuple[str, tuple[EndpointConfig, ...]]:
             where = f"{path}.endpoints[{place}].lb_endpoints[{number}]"
             host, port = _host_port(item.endpoint.address, f"{where}.endpoint.address")
             if item.health_status == health_check_pb2.DEGRADED:
-                raise ConfigError(f"{where}.health_status", "DEGRADED is not supported by this sidecar (RMR0124)")
+                raise ConfigError(f"{where}.health_status", "DEGRADED is not supported by this sidecar (RMR0130)")
             labels = item.metadata.filter_metadata
             version = labels["envoy.lb"].fields["version"].string_value if "envoy.lb" in labels else ""
             found.append(

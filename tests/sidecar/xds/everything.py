@@ -1,6 +1,7 @@
 """`everything.yaml`, with certificates that are good."""
 
 import base64
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,11 @@ def papers() -> tuple[Authority, Leaf]:
     """An authority and what it signed."""
     root = Authority()
     return root, root.sign(dns=("orders.shop",))
+
+
+@cache
+def _text() -> Any:
+    return YAML(typ="safe").load(SAMPLE.read_text(encoding="utf-8"))
 
 
 def document(folder: Path) -> Any:
@@ -36,4 +42,4 @@ def document(folder: Path) -> Any:
             return [filled(value) for value in tree]
         return words.get(tree, tree) if isinstance(tree, str) else tree
 
-    return filled(YAML(typ="safe").load(SAMPLE.read_text(encoding="utf-8")))
+    return filled(deepcopy(_text()))
