@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
+from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
@@ -105,4 +106,4 @@ class Admin:
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("latin-1")
-    return getattr(value, "value", str(value))
+    return value.value if isinstance(value, Enum) else str(value)  # a secret's text is that it is one
