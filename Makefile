@@ -53,7 +53,7 @@ tools: ## install the real programs that tests run against (etcd, Prometheus, gr
 	@.ci/tools
 
 test: install tools ## all tests but the slow ones (under 10 minutes on 2 cores)
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" -n 4 --dist loadfile
 
 test-pure: install ## the sidecar's tests on plain Python instead of the compiled modules
 	@REMORA_PURE=1 $(BIN)/python -m pytest -m "not slow" tests/sidecar
