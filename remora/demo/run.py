@@ -38,6 +38,8 @@ ENGINES: Final = ("remora", "envoy", "mixed")
 START_TIMEOUT_S: Final = 60.0
 SETTLE_TIMEOUT_S: Final = 20.0
 POLL_S: Final = 0.05
+_DURABILITY: Final = {"BOOKSTORE_SYNCHRONOUS": "NORMAL"}
+"""Safe at SIGKILL, which the demo does; only a power cut would lose purchases, and a slow disk does not set the pace."""
 RATE: Final = 80
 """Purchases a second."""
 SEED: Final = 7
@@ -52,6 +54,8 @@ class DemoSpec:
     """Load runs at least so long, and until the tour is over."""
     engine: str = "remora"
     store: str | None = None
+    picture: Path | None = None
+    """Where to write a picture of the screen in the middle of the tour; None for nowhere."""
 
 
 def run_demo(spec: DemoSpec) -> int:
@@ -84,15 +88,18 @@ async def _run(spec: DemoSpec, directory: Path) -> int:
     data.mkdir()
     api, http = _ports()
     server = f"127.0.0.1:{api}"
-    fleet = Fleet(directory, {**environment.inherited(), "REMORA_SERVER": server, "BOOKSTORE_DIR": str(data)})
-    with Screen() as screen:
+    fleet = Fleet(directory, {**environment.inherited(), "REMORA_SERVER": server, "BOOKSTORE_DIR": str(data), **_DURABILITY})
+    with Screen(task.cancel, spec.picture) as screen:
         try:
-            demo = Demo(spec, fleet, screen, server, f"127.0.0.1:{http}", data)
-            return await demo.run()
+            tour = await Demo(spec, fleet, screen, server, f"127.0.0.1:{http}", data).run()
         finally:
+            screen.leave()
             screen.say("")
             screen.say("stopping all processes", "dim")
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                loop.add_signal_handler(number, fleet.kill_all)
             await fleet.close()
+        return _verdict(tour, screen)
 
 
 def _ports() -> tuple[int, int]:
@@ -130,8 +137,8 @@ class Demo:
         self._http = http
         self._data = data
 
-    async def run(self) -> int:
-        """The exit code."""
+    async def run(self) -> Tour:
+        """The tour, once it is over."""
         channel = grpc.aio.insecure_channel(self._server, options=[("grpc.enable_http_proxy", 0)])
         observer = Observer(self._server)
         try:
@@ -145,7 +152,7 @@ class Demo:
                 watching = background.create_task(self._watch(observer))
                 await self._tour(tour)
                 watching.cancel()
-            return self._verdict(tour)
+            return tour
         finally:
             await observer.close()
             await channel.close()
@@ -260,25 +267,24 @@ class Demo:
         )
 
     async def _audit(self) -> dict[str, Any]:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "apps.bookstore.audit", "--dir", str(self._data), "-o", "json"),
-            stdout=asyncio.subprocess.PIPE,
-        )
-        out, _ = await process.communicate()
+        words = ("--dir", str(self._data), "-o", "json")
+        _, out = await self._fleet.ask("apps.bookstore.audit", *words, with_errors=False)
         found: dict[str, Any] = json.loads(out)
         return found
 
-    def _verdict(self, tour: Tour) -> int:
-        failed = [item for item in tour.expectations if not item.holds]
-        total = len(tour.expectations)
-        self._screen.say("")
-        if failed:
-            for item in failed:
-                self._screen.say(f"NOT SO: {item.text}: {item.observed}", "bold red")
-            self._screen.say(f"{len(failed)} of {total} expectations did not hold", "bold red")
-            return exits.NO
-        self._screen.say(f"all {total} expectations held", "bold green")
-        return exits.DONE
+
+def _verdict(tour: Tour, screen: Screen) -> int:
+    """Say what did not hold; the exit code."""
+    failed = [item for item in tour.expectations if not item.holds]
+    total = len(tour.expectations)
+    screen.say("")
+    for item in failed:
+        screen.say(f"NOT SO: {item.text}: {item.observed}", "bold red")
+    if failed:
+        screen.say(f"{len(failed)} of {total} expectations did not hold", "bold red")
+        return exits.NO
+    screen.say(f"all {total} expectations held", "bold green")
+    return exits.DONE
 
 
 def _open(found: dict[str, Any]) -> int:
