@@ -1,6 +1,7 @@
 """Listening sockets: their connections, their filter chains, their end."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, cast
@@ -50,7 +51,7 @@ class Listener:
                 lambda: Accepted(self), config.host, config.port, backlog=BACKLOG, reuse_address=True
             )
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
+            reason = (os.strerror(error.errno) if error.errno else str(error)).lower()
             raise ListenError(
                 f'listener "{config.name}" cannot listen on {config.host}:{config.port}: {reason}'
             ) from None

@@ -40,8 +40,7 @@ def command(name: str, bootstrap: Path) -> list[str]:
     """How an engine is started."""
     if name == "envoy":
         return [envoy(), "-c", str(bootstrap), "--concurrency", "1", "--log-level", "warning", "--disable-hot-restart"]
-    code = "import sys; from sidecar.run import main; sys.exit(main(sys.argv[1]))"
-    return [sys.executable, "-c", code, str(bootstrap)]
+    return [sys.executable, "-m", "remora", "sidecar", "-c", str(bootstrap)]
 
 
 def launch(name: str, bootstrap: Any, folder: Path) -> Engine:
