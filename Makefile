@@ -12,7 +12,7 @@ HOT := $(shell sed -n 's/^ *"\(sidecar.*\.py\)",$$/\1/p' setup.py)
 COMPILED := build/compiled/.stamp
 
 
-.PHONY: help install compile tools proto demo test test-pure test-slow lint bench clean lock
+.PHONY: help install compile tools proto demo demo-picture test test-pure test-slow lint bench clean lock
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ $(COMPILED): $(STAMP) setup.py $(HOT)
 
 demo: install ## run the bookstore in a live mesh, with the tour (needs nothing else)
 	@$(BIN)/remora demo
+
+demo-picture: install ## renew docs/demo.svg from a real run
+	@$(BIN)/remora demo --for 1s --picture docs/demo.svg
 
 tools: ## install the real programs that tests run against (etcd, Prometheus, grpcurl, …) where that is possible
 	@.ci/tools

@@ -1,5 +1,6 @@
 """Commands that are processes: the control plane, a sidecar, a program with its sidecar, the demo."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -116,8 +117,9 @@ def demo(
     for_: Annotated[str, typer.Option("--for", help="Load runs at least so long, and until the tour is over.")] = "30s",
     engine: Annotated[str, typer.Option(help="The data planes: remora, envoy or mixed.")] = "remora",
     store: Annotated[str | None, typer.Option(metavar="DIR|etcd://H:P,H:P", help="Default: a temporary one.")] = None,
+    picture: Annotated[Path | None, typer.Option(hidden=True, help="Write docs/demo.svg, or another SVG.")] = None,
 ) -> None:
     """A bookstore in a live mesh, and a tour that shows what the mesh does. Exit code 0 if all was as expected."""
     from remora.demo.run import DemoSpec, run_demo
 
-    raise typer.Exit(run_demo(DemoSpec(seconds(for_, "--for"), engine, store)))
+    raise typer.Exit(run_demo(DemoSpec(seconds(for_, "--for"), engine, store, picture)))

@@ -46,6 +46,21 @@ class Fleet:
         member = self.members[name] = Member(name, process, log)
         return member
 
+    async def ask(self, module: str, *words: str, with_errors: bool = True) -> tuple[int, bytes]:
+        """Run `python -m MODULE WORDS…` to its end; exit code and output. Does not outlive us."""
+        process = await child.start(
+            [sys.executable, "-m", module, *words],
+            self.environment,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT if with_errors else None,
+        )
+        try:
+            out, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+        return child.exit_code(process), out
+
     async def stop(self, name: str) -> int:
         """SIGTERM, and wait; the exit code."""
         return await child.stop(self.members.pop(name).process, STOP_GRACE_S)
@@ -56,6 +71,12 @@ class Fleet:
         for pid in _tree(member.process.pid):
             _signal(pid, signal.SIGKILL)
         await member.process.wait()
+
+    def kill_all(self) -> None:
+        """SIGKILL to everything, for a user who will not wait; `close` then ends soon."""
+        for member in self.members.values():
+            for pid in _tree(member.process.pid) if member.process.returncode is None else ():
+                _signal(pid, signal.SIGKILL)
 
     async def close(self) -> None:
         """Stop everything: what serves last, first of all what calls."""

@@ -14,7 +14,7 @@ from typing import Final
 import grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from proto.mesh.v1 import api_pb2, api_pb2_grpc
+from proto.mesh.v1 import api_pb2, api_pb2_grpc, service_pb2
 from remora.addresses import host_port
 from remora.agent import admin
 
@@ -36,7 +36,9 @@ class Sample:
     buckets: dict[Edge, Counter[float]] = field(default_factory=lambda: defaultdict(Counter))
     """Cumulative, by upper bound in seconds."""
     limited: Counter[str] = field(default_factory=Counter)
-    """By policy."""
+    """Calls that a rate limit refused, by the service that it protects."""
+    instances: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Healthy ones, by callee and version."""
     retried: Counter[tuple[str, str]] = field(default_factory=Counter)
     """By caller and callee."""
     nodes: int = 0
@@ -54,6 +56,12 @@ class EdgeView:
     p50_ms: float
     p95_ms: float
     p99_ms: float
+    instances: int
+    """Healthy instances of this version, that the calls are balanced over."""
+    refused: float = 0.0
+    """Calls to the callee that a rate limit refused, a second; on the first edge to it."""
+    moved: float = 0.0
+    """Calls of the caller to the callee that were sent to another endpoint, a second; on the first edge between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +69,19 @@ class View:
     """The mesh over the last few seconds."""
 
     edges: tuple[EdgeView, ...] = ()
-    limited_rate: float = 0.0
-    """Calls that a rate limit refused, a second."""
-    retry_rate: float = 0.0
-    """Calls that were sent to another endpoint, a second."""
     nodes: int = 0
+    span_s: float = 0.0
+    """How long the last few seconds are."""
 
 
-def read(text: str, caller: str, sample: Sample) -> None:
-    """Add one sidecar's exposition to a sample."""
+def read(text: str, service: str, namespace: str, sample: Sample) -> None:
+    """Add the exposition of the sidecar of a service's instance to a sample."""
     for family in text_string_to_metric_families(text):
         for metric in family.samples:
             labels = metric.labels
             if labels.get("direction", "outbound") != "outbound":
                 continue
-            edge = (caller, labels.get("service", ""), labels.get("version", ""))
+            edge = (service, labels.get("service", ""), labels.get("version", ""))
             match metric.name:
                 case "remora_requests_total":
                     sample.calls[edge] += int(metric.value)
@@ -84,7 +90,7 @@ def read(text: str, caller: str, sample: Sample) -> None:
                 case "remora_request_duration_seconds_bucket":
                     sample.buckets[edge][float(labels["le"])] += int(metric.value)
                 case "remora_rate_limited_total" if labels["mode"] == "Enforce":
-                    sample.limited[labels["policy"]] += int(metric.value)
+                    sample.limited[f"{service}.{namespace}"] += int(metric.value)
                 case "remora_retries_total":
                     sample.retried[edge[:2]] += int(metric.value)
 
@@ -108,6 +114,7 @@ def _percentile(buckets: Mapping[float, int], share: float) -> float:
 def compare(old: Sample, new: Sample) -> View:
     """What happened between two samples."""
     span = max(new.at - old.at, 1e-3)
+    refused, moved = dict(new.limited - old.limited), dict(new.retried - old.retried)
 
     def views() -> Iterator[EdgeView]:
         for edge in sorted(new.calls):
@@ -117,16 +124,20 @@ def compare(old: Sample, new: Sample) -> View:
             good = new.good[edge] - old.good[edge]
             before = old.buckets.get(edge, Counter[float]())
             buckets = {bound: count - before[bound] for bound, count in new.buckets[edge].items()}
+            p50, p95, p99 = (_percentile(buckets, share) for share in (0.5, 0.95, 0.99))
             yield EdgeView(
                 edge,
                 calls / span,
                 good / calls,
-                *(_percentile(buckets, share) for share in (0.5, 0.95, 0.99)),
+                p50,
+                p95,
+                p99,
+                instances=new.instances[edge[1:]],
+                refused=refused.pop(edge[1], 0) / span,
+                moved=moved.pop(edge[:2], 0) / span,
             )
 
-    limited = sum((new.limited - old.limited).values())
-    retried = sum((new.retried - old.retried).values())
-    return View(tuple(views()), limited / span, retried / span, new.nodes)
+    return View(tuple(views()), new.nodes, new.at - old.at)
 
 
 class Observer:
@@ -135,6 +146,7 @@ class Observer:
     def __init__(self, server: str) -> None:
         self._channel = grpc.aio.insecure_channel(server, options=[("grpc.enable_http_proxy", 0)])
         self._stub = api_pb2_grpc.MeshStub(self._channel)
+        self._registry = api_pb2_grpc.RegistryStub(self._channel)
         self._samples: deque[Sample] = deque(maxlen=WINDOW + 1)
         self.view = View()
 
@@ -151,13 +163,26 @@ class Observer:
             return []
         return list(answer.nodes)
 
+    async def _versions(self, callee: str) -> Counter[str]:
+        """How many healthy instances of each version stand behind a name; none if the control plane does not answer."""
+        name, _, namespace = callee.partition(".")
+        asked = api_pb2.ListInstancesRequest(service=name, namespace=namespace)
+        try:
+            answer = await self._registry.ListInstances(asked, timeout=2)
+        except grpc.aio.AioRpcError:
+            return Counter()
+        return Counter(each.version for each in answer.instances if each.health == service_pb2.HEALTHY)
+
     async def look(self) -> None:
         """Take one sample."""
         nodes = await self.nodes()
         sample = Sample(monotonic(), nodes=len(nodes))
         texts = await asyncio.gather(*(_scrape(node.admin_address) for node in nodes))
         for node, text in zip(nodes, texts, strict=True):
-            read(text, node.service, sample)
+            read(text, node.service, node.namespace, sample)
+        callees = sorted({callee for _, callee, _ in sample.calls})
+        for callee, versions in zip(callees, await asyncio.gather(*map(self._versions, callees)), strict=True):
+            sample.instances.update({(callee, version): count for version, count in versions.items()})
         self._samples.append(sample)
         self.view = compare(self._samples[0], sample)
 

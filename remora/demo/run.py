@@ -88,7 +88,9 @@ async def _run(spec: DemoSpec, directory: Path) -> int:
     data.mkdir()
     api, http = _ports()
     server = f"127.0.0.1:{api}"
-    fleet = Fleet(directory, {**environment.inherited(), "REMORA_SERVER": server, "BOOKSTORE_DIR": str(data), **_DURABILITY})
+    fleet = Fleet(
+        directory, {**environment.inherited(), "REMORA_SERVER": server, "BOOKSTORE_DIR": str(data), **_DURABILITY}
+    )
     with Screen(task.cancel, spec.picture) as screen:
         try:
             tour = await Demo(spec, fleet, screen, server, f"127.0.0.1:{http}", data).run()
@@ -180,12 +182,11 @@ class Demo:
         screen.say("A bookstore in a mesh: every instance is a plain gRPC program with a sidecar of its own.", "bold")
         screen.say("")
         store = self._spec.store or str(self._fleet.directory / "store")
-        screen.say(f"   $ remora up --listen {self._server} --http {self._http} --store {store}", "cyan")
+        screen.type(f"remora up --listen {self._server} --http {self._http} --store {store}")
         await self._fleet.start(CONTROL_PLANE, "up", "--listen", self._server, "--http", self._http, "--store", store)
         await self._until_up(channel)
-        screen.say(
-            "   $ remora run --service warehouse.shop --version v1 -- python -m apps.bookstore.warehouse   # and so on",
-            "cyan",
+        screen.type(
+            "remora run --service warehouse.shop --version v1 -- python -m apps.bookstore.warehouse  # and so on"
         )
         for number, (service, version, copy) in enumerate(INSTANCES):
             await start_instance(self._fleet, service, version, copy, self._engine_of(number))
@@ -294,4 +295,4 @@ def _open(found: dict[str, Any]) -> int:
 
 def _counted(found: dict[str, Any]) -> str:
     money, stock = found["money_cents"], found["stock"]
-    return f"money {money['found']} of {money['expected']} cents, stock {stock['found']} of {stock['expected']} books"
+    return f"money {money['found']:,} of {money['expected']:,} cents, stock {stock['found']:,} of {stock['expected']:,} books"

@@ -72,9 +72,7 @@ class Tour:
         """Note an expectation and show how it went."""
         self.expectations.append(Expectation(text, observed, holds))
         self._screen.say(f"   expected  {text}")
-        self._screen.say(
-            f"   observed  {observed}  {'✓ ok' if holds else '✗ NOT SO'}", "green" if holds else "bold red"
-        )
+        self._screen.say(f" {'✓ observed ' if holds else '✗ NOT SO   '} {observed}", "green" if holds else "bold red")
 
     def _heading(self, text: str) -> None:
         self._step += 1
@@ -82,22 +80,13 @@ class Tour:
 
     async def _type(self, *words: str) -> float:
         """Run a command as a user would; the seconds that it took. A command that fails is a failed expectation."""
-        self._screen.say(f"   $ remora {' '.join(words)}", "cyan")
+        self._screen.type(f"remora {' '.join(words)}")
         start = monotonic()
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "remora",
-            *words,
-            env=self._fleet.environment,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        out, _ = await process.communicate()
+        code, out = await self._fleet.ask("remora", *words)
         for line in out.decode().splitlines():
             self._screen.say(f"     {line}", "dim")
-        if process.returncode:
-            self.expect("the command succeeds", f"exit code {process.returncode}", False)
+        if code:
+            self.expect("the command succeeds", f"exit code {code}", False)
         return monotonic() - start
 
     def _file(self, name: str) -> str:
@@ -250,13 +239,14 @@ class Tour:
         counted = sum(self._observer.last.limited.values()) - before[1]
         rate = seen.statuses[GOOD] / span
         self.expect(
-            f"about {LIMIT_PER_S} purchases a second pass, the rest is refused, and the sidecar counts the refusals",
+            f"about {LIMIT_PER_S} purchases a second pass, the rest is refused and counted",
             f"{rate:.1f}/s done, {seen.statuses[REFUSED]} refused (the mesh counts {counted}), {seen.failed} failed",
             0.75 * LIMIT_PER_S <= rate <= 1.3 * LIMIT_PER_S + LIMIT_PER_S / span
             and seen.statuses[REFUSED] > 0
             and counted >= seen.statuses[REFUSED] > 0
             and not seen.failed,
         )
+        self._screen.take_picture()
 
     async def _unlimit(self) -> None:
         self._heading("The policy is deleted, and calls flow again")
