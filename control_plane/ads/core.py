@@ -2,8 +2,9 @@
 
 Rules kept here (xDS protocol): the first request with the nonce of a response answers it, a NACK is one with `error_detail` and nothing
 else; a request with an old nonce is ignored; a changed list of names is answered although the version did not change; CDS and LDS
-responses hold everything, EDS and RDS only what changed, and what was refused before. Of each type one response at a time is under
-way, so a slow node holds back nothing but itself.
+responses hold everything, EDS and RDS only what changed. Of each type one response at a time is under way, so a slow node holds back
+nothing but itself. An EDS or RDS response that is refused is sent again in halves, until what is bad stands alone: it keeps nothing good
+from the node.
 
 Make before break: listeners and routes wait until clusters and their endpoints are acknowledged; a cluster that goes is
 taken out only when the routes that no longer name it are acknowledged.
@@ -66,9 +67,11 @@ class Subscription:
     again: set[str] = field(default_factory=set)
     """Names to send although they did not change (types that are sent in part)."""
     under_way: frozenset[str] = frozenset()
-    """What is new to the node in the response that is under way."""
+    """What the response under way is about: all names in it, or what is new to the node in it (types that are sent whole)."""
     refused: set[str] = field(default_factory=set)
-    """What was new to the node in responses that it refused: it has an older form, or none."""
+    """What the node refused in the form that it was sent last; it has an older one, or none."""
+    halves: list[frozenset[str]] = field(default_factory=list)
+    """Parts of a refused response, each to be sent alone (types that are sent in part)."""
     version_sent: str = ""
     version_acked: str = ""
     version_nacked: str = ""
@@ -102,7 +105,7 @@ class NodeStream:
             given = request.resource_names
             is_everything = url in WHOLE and (not given or WILDCARD in given)
             names = None if is_everything else frozenset(given)
-            self.subscriptions[url] = Subscription(url, names, bool(given), again=set(names or ()))
+            self.subscriptions[url] = Subscription(url, names, bool(given))
             return Answer.NONE
         if request.response_nonce != subscription.nonce:
             return Answer.NONE
@@ -117,15 +120,21 @@ class NodeStream:
             return Answer.NONE  # the answer came before; this one only changes names
         subscription.is_answered = True
         subscription.lag_ms = (now - subscription.sent_at) * 1000
-        fresh, subscription.under_way = subscription.under_way, frozenset()
+        names, subscription.under_way = subscription.under_way, frozenset()
         if request.HasField("error_detail"):
             subscription.version_nacked = subscription.version_sent
             subscription.nack_reason = request.error_detail.message[:MAX_REASON]
-            subscription.refused |= fresh
+            if subscription.type_url in WHOLE or len(names) == 1:
+                subscription.refused |= names
+            else:
+                ordered = sorted(names)
+                middle = len(ordered) // 2
+                subscription.halves += [frozenset(ordered[:middle]), frozenset(ordered[middle:])]
             return Answer.NACK
         subscription.version_acked = subscription.version_sent
-        subscription.version_nacked = subscription.nack_reason = ""
-        subscription.refused -= fresh
+        subscription.refused -= names
+        if subscription.type_url in WHOLE or not (subscription.refused or subscription.halves):
+            subscription.version_nacked = subscription.nack_reason = ""
         return Answer.ACK
 
     def _subscribe(self, subscription: Subscription, given: Any) -> None:
@@ -139,7 +148,7 @@ class NodeStream:
         subscription.is_due |= is_whole and (names is None or bool(new))
         subscription.names = names
         if names is not None:
-            subscription.again = (subscription.again | new) & names
+            subscription.again &= names
             subscription.sent = {name: data for name, data in subscription.sent.items() if name in names}
 
     # -- what it is told ------------------------------------------------------------------------------
@@ -152,15 +161,14 @@ class NodeStream:
         self._settle()
 
     def _forget_gone(self, subscription: Subscription) -> None:
-        """What was refused and is wanted no longer: the rest of that response gets another chance, if there is a rest."""
-        if self._snapshot is None or subscription.type_url in WHOLE or not subscription.refused:
+        """What was refused and is wanted no longer is no fault any more."""
+        if self._snapshot is None or subscription.type_url in WHOLE or not subscription.version_nacked:
             return
-        left = subscription.refused & self._wanted(subscription).keys()
-        if left != subscription.refused:
-            subscription.refused = left
-            subscription.again |= left
-            if not left:
-                subscription.version_nacked = subscription.nack_reason = ""
+        wanted = self._wanted(subscription).keys()
+        subscription.refused &= wanted
+        subscription.halves = [half for half in subscription.halves if half & wanted]
+        if not subscription.refused and not subscription.halves and subscription.is_answered:
+            subscription.version_nacked = subscription.nack_reason = ""
 
     def next_response(self, now: float) -> Response | None:
         """The next response to send, or None if there is nothing to say (now)."""
@@ -192,13 +200,13 @@ class NodeStream:
             if leaving and subscription.type_url == CLUSTER and not self._has_left_routes():
                 wanted |= leaving
             return wanted if subscription.is_due or wanted != subscription.sent else None
+        for half in subscription.halves:
+            return {name: wanted[name] for name in half if name in wanted}
         changed = {
             name: data
             for name, data in wanted.items()
             if subscription.sent.get(name) != data or name in subscription.again
         }
-        if changed:
-            changed |= {name: wanted[name] for name in subscription.refused if name in wanted}
         return changed or None
 
     def _is_settled(self, url: str) -> bool:
@@ -208,15 +216,12 @@ class NodeStream:
             return True
         if not subscription.is_answered:
             return False
-        if subscription.version_nacked:
-            return True
         wanted = self._wanted(subscription)
         if url in WHOLE:
-            return subscription.sent == wanted
+            return bool(subscription.version_nacked) or subscription.sent == wanted
         # What is not in the snapshot any more stays with the node until it asks for it no longer: nothing can take it away.
-        return not subscription.again & wanted.keys() and all(
-            subscription.sent.get(name) == data for name, data in wanted.items()
-        )
+        is_all_sent = all(subscription.sent.get(name) == data for name, data in wanted.items())
+        return is_all_sent and not subscription.halves and not subscription.again & wanted.keys()
 
     def _has_left_routes(self) -> bool:
         """True if the node's listeners and routes are those of the snapshot; with refused ones it has older ones."""
@@ -239,23 +244,33 @@ class NodeStream:
             return False  # a refused cluster must not hold back all the rest for ever
         if any(clusters.sent.get(name) != data for name, data in self._wanted(clusters).items()):
             return True
-        endpoints = self.subscriptions.get(ENDPOINTS)
+        return not self._has_endpoints()
+
+    def _has_endpoints(self) -> bool:
+        """True if the node has asked for the endpoints of its clusters and has them; they are not asked for by a wildcard."""
+        assert self._snapshot is not None
+        clusters, endpoints = self.subscriptions.get(CLUSTER), self.subscriptions.get(ENDPOINTS)
+        if clusters is None or clusters.names is not None or clusters.version_nacked:
+            return True
         needed = self._snapshot.types[ENDPOINTS].keys() & clusters.sent.keys()
-        if endpoints is None or endpoints.names is None:
-            return bool(needed)
-        return not needed <= endpoints.names or not self._is_settled(ENDPOINTS)
+        asked = endpoints.names if endpoints is not None else None
+        return needed <= (asked or frozenset()) and self._is_settled(ENDPOINTS)
 
     def _respond(self, subscription: Subscription, content: Mapping[str, bytes], now: float) -> Response:
         assert self._snapshot is not None
         url = subscription.type_url
         changed = {name for name, data in content.items() if subscription.sent.get(name) != data}
-        subscription.under_way = frozenset(changed | (subscription.refused & content.keys()))
+        if url in WHOLE:
+            subscription.under_way = frozenset(changed | (subscription.refused & content.keys()))
+        else:
+            subscription.under_way = frozenset(content)
+            subscription.halves = subscription.halves[1:]
         if url == CLUSTER:
             self._warm(subscription.under_way)
         self._nonces += 1
         subscription.nonce = str(self._nonces)
         subscription.is_answered = subscription.is_due = False
-        subscription.again.clear()
+        subscription.again -= content.keys()
         subscription.version_sent = self._snapshot.version
         subscription.sent_at = now
         subscription.sent = dict(content) if url in WHOLE else {**subscription.sent, **content}
@@ -278,5 +293,5 @@ class NodeStream:
         if self._snapshot is None or not self.subscriptions:
             return
         has_refused = any(item.version_nacked for item in self.subscriptions.values())
-        if not has_refused and all(self._is_settled(url) for url in self.subscriptions):
+        if not has_refused and all(map(self._is_settled, self.subscriptions)) and self._has_endpoints():
             self.programmed = max(self.programmed, int(self._snapshot.version))

@@ -1,7 +1,8 @@
-"""Text scenarios: files that a person can read, each a list of `== TITLE`, what is given, and `--` with what comes of it.
+"""Text scenarios: files that a person can read, each a list of `== TITLE` and a text.
 
-A scenario that fails shows a diff. After a change that is meant, `REWRITE=1 pytest FILE` writes what comes now into the
-file; read the diff before it is committed.
+Two forms. `read`: what is given, a line `--`, and what comes of it. `read_script`: lines that do something, and indented under each what
+happens then. A scenario that fails shows a diff. After a change that is meant, `REWRITE=1 pytest FILE` writes what comes now into the file;
+read the diff before it is committed.
 """
 
 import os
@@ -12,6 +13,7 @@ from typing import Final
 
 _TITLE: Final = "== "
 _RESULT: Final = "--"
+_INDENT: Final = "    "
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,7 @@ class Scenario:
     title: str
     given: str
     expected: str
+    is_script: bool = False
 
     def play(self, outcome: Callable[[str], str]) -> None:
         """Assert that what comes of what is given is what the file says."""
@@ -31,24 +34,44 @@ class Scenario:
             return
         assert seen == self.expected, f"{self.file.name}: {self.title}"
 
+    def text(self, expected: str) -> str:
+        """The block as it stands in the file."""
+        body = expected if self.is_script else f"{self.given.rstrip()}\n{_RESULT}\n{expected}"
+        return f"{_TITLE}{self.title}\n{body}\n"
+
 
 def read(file: Path) -> list[Scenario]:
-    """The scenarios of a file, in order."""
-    found: list[Scenario] = []
-    for block in ("\n" + file.read_text(encoding="utf-8")).split("\n" + _TITLE)[1:]:
-        title, _, body = block.partition("\n")
-        given, separator, expected = ("\n" + body).partition(f"\n{_RESULT}\n")
-        assert separator or body.rstrip().endswith(f"\n{_RESULT}"), f"{file.name}: {title} has no line {_RESULT}"
-        found.append(Scenario(file, title, given.removesuffix(f"\n{_RESULT}").lstrip("\n"), expected.strip("\n")))
-    titles = [scenario.title for scenario in found]
-    assert len(set(titles)) == len(titles), f"{file.name}: a title stands twice"
+    """The scenarios of a file with what is given and what comes of it, in order."""
+    found = []
+    for title, body in _blocks(file):
+        given, separator, expected = ("\n" + body + "\n").partition(f"\n{_RESULT}\n")
+        assert separator, f"{file.name}: {title} has no line {_RESULT}"
+        found.append(Scenario(file, title, given.strip("\n"), expected.strip("\n")))
     return found
 
 
-def _rewrite(changed: Scenario, seen: str) -> None:
-    head = ("\n" + changed.file.read_text(encoding="utf-8")).split("\n" + _TITLE)[0].lstrip("\n")
+def read_script(file: Path) -> list[Scenario]:
+    """The scenarios of a file with lines that do something, and what happens then under each."""
+    found = []
+    for title, body in _blocks(file):
+        lines = [line for line in body.splitlines() if not line.startswith(_INDENT)]
+        found.append(Scenario(file, title, "\n".join(lines).strip("\n"), body.strip("\n"), is_script=True))
+    return found
+
+
+def _blocks(file: Path) -> list[tuple[str, str]]:
     blocks = [
-        f"{_TITLE}{item.title}\n{item.given.rstrip()}\n{_RESULT}\n{seen if item.title == changed.title else item.expected}\n"
-        for item in read(changed.file)
+        (title, body)
+        for title, _, body in (
+            block.partition("\n") for block in ("\n" + file.read_text(encoding="utf-8")).split("\n" + _TITLE)[1:]
+        )
     ]
-    changed.file.write_text((head.rstrip() + "\n\n" if head.strip() else "") + "\n".join(blocks), encoding="utf-8")
+    assert len(dict(blocks)) == len(blocks), f"{file.name}: a title stands twice"
+    return blocks
+
+
+def _rewrite(changed: Scenario, seen: str) -> None:
+    head = ("\n" + changed.file.read_text(encoding="utf-8")).split("\n" + _TITLE)[0].strip("\n")
+    scenarios = read_script(changed.file) if changed.is_script else read(changed.file)
+    blocks = [item.text(seen if item.title == changed.title else item.expected) for item in scenarios]
+    changed.file.write_text("\n".join([f"{head}\n", *blocks] if head else blocks), encoding="utf-8")

@@ -1,0 +1,46 @@
+"""What one node is told, and when: the scenarios in streams.txt."""
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+from envoy.service.discovery.v3 import discovery_pb2
+
+from control_plane.ads.core import MAX_NAMES, MAX_REASON, BadRequest, NodeStream
+from control_plane.translate.snapshot import CLUSTER, ENDPOINTS
+from tests.control_plane import scenario
+from tests.control_plane.ads.script import NODE, Player, snapshot
+from tests.control_plane.scenario import Scenario
+
+STREAMS: Final = scenario.read_script(Path(__file__).with_name("streams.txt"))
+
+
+@pytest.mark.parametrize("case", STREAMS, ids=lambda case: case.title)
+def test_a_stream_goes_as_written(case: Scenario) -> None:
+    case.play(lambda script: Player().play(script))
+
+
+def test_names_without_end_end_the_stream() -> None:
+    stream = NodeStream(NODE)
+    names = [str(number) for number in range(MAX_NAMES + 1)]
+    with pytest.raises(BadRequest, match="100001 names; at most 100000 are taken"):
+        stream.on_request(discovery_pb2.DiscoveryRequest(type_url=ENDPOINTS, resource_names=names), 0.0)
+
+
+def test_a_long_reason_is_cut() -> None:
+    stream = NodeStream(NODE)
+    stream.set_snapshot(snapshot(1, "clusters a=1"))
+    stream.on_request(discovery_pb2.DiscoveryRequest(type_url=CLUSTER), 0.0)
+    stream.next_response(0.0)
+    nack = discovery_pb2.DiscoveryRequest(type_url=CLUSTER, response_nonce="1")
+    nack.error_detail.message = "x" * 1_000_000
+    stream.on_request(nack, 0.0)
+    assert len(stream.subscriptions[CLUSTER].nack_reason) == MAX_REASON
+
+
+def test_a_version_from_the_future_means_nothing() -> None:
+    stream = NodeStream(NODE)
+    stream.set_snapshot(snapshot(1, "clusters a=1"))
+    stream.on_request(discovery_pb2.DiscoveryRequest(type_url=CLUSTER, version_info="999"), 0.0)
+    assert stream.next_response(0.0) is not None
+    assert stream.programmed == 0
