@@ -12,7 +12,7 @@ HOT := $(shell sed -n 's/^ *"\(sidecar.*\.py\)",$$/\1/p' setup.py)
 COMPILED := build/compiled/.stamp
 
 
-.PHONY: help install compile tools proto demo demo-picture test test-pure test-slow lint bench clean lock
+.PHONY: help install compile tools proto demo demo-picture test test-pure test-slow lint bench bench-control clean lock
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -72,6 +72,9 @@ lint: install ## ruff, mypy --strict, import contracts
 
 bench: install tools ## CPU per RPC against Envoy, HAProxy and nginx, interleaved in one run
 	@$(BIN)/python -m benchmarks
+
+bench-control: install ## change to last ACK of the control plane against go-control-plane, interleaved in one run
+	@$(BIN)/python -m benchmarks.control
 
 lock: ## renew requirements.lock (needs uv)
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-header -o requirements.lock

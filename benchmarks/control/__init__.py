@@ -3,3 +3,8 @@
 `python -m benchmarks.control` is the one command; `docs/benchmarks/control.md` shows its last run. The rows are in `rows`, the aims in
 `aims`; `dataplane` is what a simulated node does, `simulator` the program that runs many, `planes` what they are connected to.
 """
+
+import os
+
+# Before gRPC is imported: its fork handlers start threads in the child, which would die on the descriptors that are closed before exec.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"

@@ -50,6 +50,7 @@ class Crowd:
 
     def __init__(self, processes: Processes, port: int, shape: Shape) -> None:
         self.shape = shape
+        self._processes = processes
         self._started: list[Process] = []
         self._sockets: list[socket.socket] = []
         count = min(shape.processes, shape.streams)
@@ -73,17 +74,14 @@ class Crowd:
                 self._sockets.append(connection)
         self._lines = [connection.makefile("rb") for connection in self._sockets]
 
-    @property
-    def processes(self) -> tuple[Process, ...]:
-        """The simulators."""
-        return tuple(self._started)
-
     def _tell(self, **command: Any) -> list[dict[str, Any]]:
         """Give all the same command; their answers."""
         line = json.dumps(command).encode() + b"\n"
         for connection in self._sockets:
             connection.sendall(line)
-        answers = [json.loads(lines.readline(LINE_BYTES) or b'{"failed": "a simulator ended"}') for lines in self._lines]
+        answers = [
+            json.loads(lines.readline(LINE_BYTES) or b'{"failed": "a simulator ended"}') for lines in self._lines
+        ]
         for answer in answers:
             if "failed" in answer:
                 raise BenchError(f"{self.shape.variant}: {answer['failed']}")
@@ -137,7 +135,8 @@ class Crowd:
             last = now
 
     def close(self) -> None:
-        """Hang up; the simulators end."""
+        """Hang up, and end the simulators."""
         for connection, lines in zip(self._sockets, self._lines, strict=True):
             lines.close()
             connection.close()
+        self._processes.stop(self._started)

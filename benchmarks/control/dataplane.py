@@ -285,4 +285,3 @@ def _name(packed: Any) -> str:
 
 
 VARIANTS: Final[dict[str, type[StateOfTheWorld] | type[Delta]]] = {"sotw": StateOfTheWorld, "delta": Delta}
-

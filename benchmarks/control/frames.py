@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 from typing import Final, cast
 
+import grpc
 from hpack import Decoder
 
 from benchmarks.load.wire import (
@@ -35,6 +36,7 @@ from benchmarks.load.wire import (
 )
 
 CONTINUATION: Final = 9
+_CODES: Final = {str(code.value[0]).encode(): code.name for code in grpc.StatusCode}
 MAX_FRAME: Final = 16_384
 """Payload of a frame that we send; every peer takes that much."""
 _LOW: Final = 1 << 30
@@ -243,7 +245,7 @@ class Connection(asyncio.Protocol):
         fields = {bytes(name): bytes(value) for name, value in self._decoder.decode(block, raw=True)}
         if flags & END_STREAM:
             said = fields.get(b"grpc-message", b"").decode(errors="replace")
-            raise LoadError(f"grpc-status {fields.get(b'grpc-status', b'(none)').decode()}: {said}")
+            raise LoadError(f"{_CODES.get(fields.get(b'grpc-status', b''), 'no grpc-status')}: {said}")
 
     def _on_settings(self, payload: bytes) -> None:
         for at in range(0, len(payload), 6):

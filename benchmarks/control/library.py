@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Final
+from typing import Any, Final
 
 import grpc.aio
 
@@ -20,7 +20,7 @@ class Connection:
         self.received = 0
         self.sent = 0
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=list(_OPTIONS))
-        self._method = self._channel.stream_stream(method)
+        self._method: Any = self._channel.stream_stream(method)
         self._on_failure = on_failure
         self._requests: list[asyncio.Queue[bytes]] = []
         self._readers: list[asyncio.Task[None]] = []

@@ -19,6 +19,8 @@ FLEET: Final = "fleet"
 FLEET_SIZE: Final = 100
 INSTANCES: Final = 2
 """Behind each of the other services."""
+MIN_SERVICES: Final = 10
+"""As many as the changes speak of."""
 _TXN_ITEMS: Final = 100
 _FIRST_PORT: Final = 10_000
 

@@ -7,9 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -46,6 +45,9 @@ class Plane(Protocol):
     def prepare(self, change: Change) -> Begin:
         """A change, ready to be made: what could be done before is done."""
 
+    def close(self) -> None:
+        """End the connection to it, and the program."""
+
 
 class Remora:
     """`remora up` on an embedded store; changes go through its API."""
@@ -56,6 +58,7 @@ class Remora:
         self.port = free_port()
         words = [sys.executable, "-m", "remora", "up", "--listen", f"127.0.0.1:{self.port}"]
         self.process = processes.start([*words, "--store", str(store), "--http", f"127.0.0.1:{free_port()}"])
+        self._processes = processes
         self.process.await_port(self.port)
         self._channel = grpc.insecure_channel(f"127.0.0.1:{self.port}", options=[("grpc.enable_http_proxy", 0)])
         self._registry: Any = api_pb2_grpc.RegistryStub(self._channel)
@@ -86,8 +89,9 @@ class Remora:
         return wait
 
     def close(self) -> None:
-        """End the connection to it."""
+        """End the connection to it, and the program."""
         self._channel.close()
+        self._processes.stop([self.process])
 
 
 class GoControlPlane:
@@ -96,6 +100,7 @@ class GoControlPlane:
     def __init__(self, processes: Processes, resources: dict[tuple[str, str], bytes]) -> None:
         self.port, knob = free_port(), free_port()
         words = [str(GOPLANE), "-ads", f"127.0.0.1:{self.port}", "-knob", f"127.0.0.1:{knob}"]
+        self._processes = processes
         self.process = processes.start(words)
         self.process.await_port(self.port)
         self.process.await_port(knob)
@@ -115,8 +120,9 @@ class GoControlPlane:
         return lambda: self._knob.post(body)
 
     def close(self) -> None:
-        """End the connection to it."""
+        """End the connection to it, and the program."""
         self._knob.close()
+        self._processes.stop([self.process])
 
 
 def _response(resources: Sequence[tuple[str, bytes]]) -> bytes:
@@ -166,28 +172,30 @@ def _with_match(data: bytes, change: Reroute) -> bytes:
 
 
 class Knob:
-    """HTTP/1.1 to `goplane`, pipelined: a request goes out before the last one was answered."""
+    """HTTP/1.1 to `goplane`, pipelined: a request goes out before the last one was answered, and in order."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._answers = self._socket.makefile("rb")
-        self._due: deque[int] = deque()
-        self._next = 0
-        self._read: dict[int, str] = {}
+        self._read = 0
+        self._sent = 0
+        self._faults: dict[int, str] = {}
+        # One thread, so that a change is sent when it is due although `goplane` may not take the last one off the wire yet.
+        self._writer = ThreadPoolExecutor(1, "knob")
 
     def post(self, body: bytes) -> Callable[[], None]:
         """Send resources; what it returns waits for the answer. Raises BenchError there if it is no."""
         head = f"POST /resources HTTP/1.1\r\nhost: goplane\r\ncontent-length: {len(body)}\r\n\r\n"
-        self._socket.sendall(head.encode() + body)
-        number = self._next
-        self._next += 1
-        self._due.append(number)
+        self._writer.submit(self._socket.sendall, head.encode() + body)
+        number = self._sent
+        self._sent += 1
 
         def wait() -> None:
-            while number not in self._read:
-                self._read[self._due.popleft()] = self._answer()
-            fault = self._read.pop(number)
+            while self._read <= number:
+                self._faults[self._read] = self._answer()
+                self._read += 1
+            fault = self._faults.pop(number)
             if fault:
                 raise BenchError(f"goplane: {fault}")
 
@@ -205,6 +213,7 @@ class Knob:
 
     def close(self) -> None:
         """End the connection."""
+        self._writer.shutdown()
         self._answers.close()
         self._socket.close()
 
@@ -223,18 +232,8 @@ def build_goplane() -> str:
     return f"it could not be built: {done.stderr.strip().splitlines()[-1:]}" if done.returncode else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """What a control plane sends to one node."""
-
-    resources: dict[tuple[str, str], bytes]
-    """By type and name."""
-    received: int
-    """Bytes on the wire."""
-
-
-async def record(port: int) -> Recorded:
-    """Connect as one node, and take down all that it is sent."""
+async def record(port: int) -> dict[tuple[str, str], bytes]:
+    """Connect as one node; all resources that it is sent, by type and name."""
     shared = Shared(kept={})
     failures: list[Exception] = []
     plane = StateOfTheWorld(0, node(0, "recorder"), shared)
@@ -253,14 +252,14 @@ async def record(port: int) -> Recorded:
     stream = connection.open(on_message)
     for request in plane.start():
         connection.send(stream, request)
-    with contextlib.closing(connection):
-        async with asyncio.timeout(RECORD_TIMEOUT_S):
+    async with asyncio.timeout(RECORD_TIMEOUT_S):
+        with contextlib.closing(connection):
             while not plane.is_synced or time.monotonic() - last < QUIET_S:
                 if failures:
                     raise failures[0]
                 await asyncio.sleep(0.01)
     assert shared.kept is not None
-    return Recorded(shared.kept, connection.received)
+    return shared.kept
 
 
 def go_version(binary: Path = GOPLANE) -> str:

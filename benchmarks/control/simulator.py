@@ -1,9 +1,9 @@
 """One process of simulated data planes: `python -m benchmarks.control.simulator`. It is told what to do on a socket, a line of JSON at a time.
 
-    {"do": "open"}                      answered when all nodes have all that they asked for
-    {"do": "expect", "marks": [...]}    look for these from now on
-    {"do": "collect", "timeout_s": 60}  answered when every node has ACKed every mark, with the times, or when the time is over
-    {"do": "counters"}                  responses by type, bytes on the wire, CPU
+{"do": "open"}                      answered when all nodes have all that they asked for
+{"do": "expect", "marks": [...]}    look for these from now on
+{"do": "collect", "timeout_s": 60}  answered when every node has ACKed every mark, with the times, or when the time is over
+{"do": "counters"}                  responses by type, bytes on the wire, CPU
 """
 
 import argparse
