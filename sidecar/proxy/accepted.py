@@ -5,7 +5,6 @@ of the connection is HTTP/2 for the names of the mesh.
 """
 
 import asyncio
-import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 
@@ -13,6 +12,7 @@ from sidecar.proxy import chain as chains
 from sidecar.proxy import inspect, tls
 from sidecar.proxy.chain import Chain
 from sidecar.proxy.config import Codec
+from sidecar.proxy.connect import tune
 from sidecar.proxy.inspect import NOT_TLS, Hello
 
 if TYPE_CHECKING:
@@ -22,18 +22,6 @@ MAX_HEAD: Final = 16 * 1024
 """Bytes of a CONNECT request's head."""
 DETECT_TIMEOUT_S: Final = 15.0
 """A connection that has not said which HTTP it speaks by then is closed."""
-KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 6))
-"""A peer that is gone without a word is found by the kernel after two minutes."""
-
-
-def tune(transport: asyncio.BaseTransport) -> None:
-    """Send at once, and find peers that are gone."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in KEEPALIVE:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class Accepted(asyncio.Protocol):
@@ -155,17 +143,21 @@ class Accepted(asyncio.Protocol):
 
     def _open(self, application: str | None) -> None:
         """The chain is known, and the bytes are plain: speak."""
-        chain = self._chain
-        assert chain is not None
+        chain, transport = self._chain, self._transport
+        assert chain is not None and transport is not None
         manager = chain.config.manager
-        assert manager is not None
-        if application == "h2" or manager.codec is Codec.HTTP2:
+        if manager is None:
+            self._leave()
+            self._listener.serve_tcp(chain, transport, self._data)
+        elif application == "h2" or manager.codec is Codec.HTTP2:
             self._serve_http2()
-            return
-        self._step = self._detect
-        self._wait(DETECT_TIMEOUT_S, self._on_no_http)
-        if self._data:
-            self._detect()
+        elif (application == "http/1.1" and manager.codec is Codec.AUTO) or manager.codec is Codec.HTTP1:
+            self._serve_http1()
+        else:
+            self._step = self._detect
+            self._wait(DETECT_TIMEOUT_S, self._on_no_http)
+            if self._data:
+                self._detect()
 
     # -- which HTTP ---------------------------------------------------------------------------------
 
@@ -179,39 +171,42 @@ class Accepted(asyncio.Protocol):
         self._leave()
         self._listener.serve_http2(chain, transport, self._data)
 
+    def _serve_http1(self) -> None:
+        transport, chain = self._transport, self._chain
+        assert transport is not None and chain is not None
+        self._leave()
+        self._listener.serve_http1(chain, transport, self._data)
+
     def _detect(self) -> None:
         data = self._data
         if data.startswith(b"PRI * HTTP/2"):
             self._serve_http2()
-        elif b"PRI * HTTP/2".startswith(data):
-            return
-        elif b"\r\n\r\n" in data:
-            self._on_head()
-        elif len(data) > MAX_HEAD:
-            self._refuse(431, f"the request's head is over {MAX_HEAD} bytes")
-        elif not data[:1].isupper():
-            self.close()
+        elif data.startswith(b"CONNECT "):
+            if b"\r\n\r\n" in data:
+                self._on_connect()
+            elif len(data) > MAX_HEAD:
+                self._refuse(431, f"the request's head is over {MAX_HEAD} bytes")
+        elif not b"PRI * HTTP/2".startswith(data) and not b"CONNECT ".startswith(data):
+            self._serve_http1()
 
-    def _on_head(self) -> None:
-        """An HTTP/1.1 request: CONNECT, or something that is not spoken here."""
+    def _on_connect(self) -> None:
+        """An HTTP/1.1 CONNECT with its whole head."""
+        chain = self._chain
+        assert chain is not None and chain.config.manager is not None
         head, _, rest = self._data.partition(b"\r\n\r\n")
         words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
         if len(words) != 3 or not words[2].startswith("HTTP/1."):
-            self.close()  # not HTTP/1.1 either: whatever it is, it would not understand an answer
+            self._refuse(400, "this is no HTTP/1.1")
             return
-        method, target, _ = words
-        if method != "CONNECT":
-            self._refuse(505, "this listener speaks HTTP/2 with prior knowledge, and CONNECT")
-            return
-        assert self._chain is not None and self._chain.config.manager is not None
-        if not self._chain.config.manager.takes_connect:
+        target = words[1]
+        if not chain.config.manager.takes_connect:
             self._refuse(403, "CONNECT is not allowed on this listener")
             return
         host, _, port = target.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
             self._refuse(400, f'CONNECT needs HOST:PORT, not "{target[:200]}"')
             return
-        listener = self._listener.tunnel_target(self._chain, target)
+        listener = self._listener.tunnel_target(chain, target)
         if listener is None:
             self._refuse(404, f'no way to "{target[:200]}"')
             return

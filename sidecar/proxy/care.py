@@ -15,6 +15,7 @@ from sidecar.proxy.timers import Timed
 from sidecar.proxy.worker import Worker
 
 SWEEPS: Final = 8
+QUIET_SWEEPS: Final = 8
 """Within the shortest time that is kept."""
 SHORTEST_SWEEP_S: Final = 0.02
 LONGEST_SWEEP_S: Final = 60.0
@@ -52,7 +53,7 @@ class _Seen:
     retired: float = 0.0
 
 
-class _Sweep(Timed):
+class Sweep(Timed):
     """Called again and again while there is anything to look after."""
 
     def __init__(self, worker: Worker) -> None:
@@ -71,7 +72,8 @@ class _Sweep(Timed):
         self.period_s = 0.0
         self.deadline = 0.0
 
-    def _keep(self, times: Iterable[float], sweeps: int) -> None:
+    def keep(self, times: Iterable[float], sweeps: int) -> None:
+        """So many sweeps within the shortest of these times; 0 is none."""
         wanted = [time for time in times if time > 0.0]
         self.period_s = min(LONGEST_SWEEP_S, max(SHORTEST_SWEEP_S, min(wanted) / sweeps)) if wanted else 0.0
         self.deadline = 0.0
@@ -84,15 +86,15 @@ class _Sweep(Timed):
         now = monotonic()
         self.worker.now = now
         self.deadline = 0.0
-        if self._look(now) and self.period_s:
+        if self.look(now) and self.period_s:
             self._again(now)
 
-    def _look(self, now: float) -> bool:
+    def look(self, now: float) -> bool:
         """Sweep once; False if there is nothing left to look after."""
         raise NotImplementedError
 
 
-class ConnectionCare(_Sweep):
+class ConnectionCare(Sweep):
     """Idle time-outs, ages and keepalives of the connections of one filter chain or one cluster."""
 
     def __init__(self, worker: Worker, connections: Callable[[], Iterable[Connected]]) -> None:
@@ -106,12 +108,12 @@ class ConnectionCare(_Sweep):
         if life == self._life and self.period_s:
             return
         self._life = life
-        self._keep(
+        self.keep(
             (life.idle_timeout_s, life.max_duration_s, life.keepalive_interval_s, life.keepalive_timeout_s), SWEEPS
         )
         self.watch()
 
-    def _look(self, now: float) -> bool:
+    def look(self, now: float) -> bool:
         before, self._seen = self._seen, {}
         for connected in list(self._connections()):
             seen = before.get(connected)
@@ -160,7 +162,7 @@ class ConnectionCare(_Sweep):
         connected.retire()
 
 
-class Stalled(_Sweep):
+class Stalled(Sweep):
     """Connections whose peers read nothing while we have something to say: kept within a bound.
 
     Data is held back by then, but answers to PING, SETTINGS and broken calls are not: what they add is counted.
@@ -182,7 +184,7 @@ class Stalled(_Sweep):
         """Its socket takes bytes again, or is gone."""
         self._connections.pop(connected, None)
 
-    def _look(self, now: float) -> bool:
+    def look(self, now: float) -> bool:
         for connected, fewest in list(self._connections.items()):
             unread = connected.unread()
             if unread <= fewest:
@@ -193,7 +195,7 @@ class Stalled(_Sweep):
         return bool(self._connections)
 
 
-class QuietCalls(_Sweep):
+class QuietCalls(Sweep):
     """Ends calls in which nothing has moved for too long, on the connections of one filter chain."""
 
     def __init__(self, worker: Worker, connections: Callable[[], Iterable[Connected]]) -> None:
@@ -206,10 +208,10 @@ class QuietCalls(_Sweep):
     def update(self, timeout_s: float, on_routes: Iterable[float]) -> None:
         """From now on keep these; those of routes go before the listener's."""
         self._timeout_s = timeout_s
-        self._keep((timeout_s, *on_routes), SWEEPS)
+        self.keep((timeout_s, *on_routes), QUIET_SWEEPS)
         self.watch()
 
-    def _look(self, now: float) -> bool:
+    def look(self, now: float) -> bool:
         before, self._seen = self._seen, {}
         any_connection = False
         for connected in list(self._connections()):

@@ -8,6 +8,7 @@ from sidecar.proxy.care import Connected, ConnectionCare, QuietCalls
 from sidecar.proxy.config import FilterChain
 from sidecar.proxy.decision import DecisionCache
 from sidecar.proxy.route import Router
+from sidecar.proxy.tcp import QuietSplices
 from sidecar.proxy.tls import server_context
 from sidecar.proxy.worker import Worker
 
@@ -22,14 +23,23 @@ class Chain:
         self, config: FilterChain, worker: Worker, connections: Callable[["Chain"], Iterable[Connected]]
     ) -> None:
         self.config = config
+        self._worker = worker
         self.cache = DecisionCache(worker.stats, worker.chance)
         self.router: Router | None = None
         self.context: ssl.SSLContext | None = None
+        self.splices = QuietSplices(worker, config.tcp.idle_timeout_s if config.tcp is not None else 0.0)
         self._connections = ConnectionCare(worker, lambda: connections(self))
         self._calls = QuietCalls(worker, lambda: connections(self))
 
     def update(self, config: FilterChain) -> None:
         """From now on go by this."""
+        if config.tcp != self.config.tcp:
+            old, self.splices = (
+                self.splices,
+                QuietSplices(self._worker, config.tcp.idle_timeout_s if config.tcp else 0.0),
+            )
+            self.splices.splices.update(old.splices)
+            self.splices.watch()
         self.config = config
         self.context = server_context(config.tls) if config.tls is not None else None
 

@@ -19,8 +19,8 @@ from sidecar.policy.balance import (
     WeightedRoundRobin,
 )
 from sidecar.proxy.care import ConnectionCare, Stalled
-from sidecar.proxy.config import Balance, ClusterConfig, EndpointConfig, Limits
-from sidecar.proxy.connect import ConnectError, connect
+from sidecar.proxy.config import Balance, ClusterConfig, Codec, EndpointConfig, Limits
+from sidecar.proxy.connect import ConnectError, connect, connect_http1
 from sidecar.proxy.status import Status
 from sidecar.proxy.upstream import Upstream
 from sidecar.proxy.worker import Worker
@@ -113,7 +113,10 @@ class Endpoint:
             wait = self._not_before - monotonic()
             if wait > 0.0:
                 await asyncio.sleep(wait)
-            await connect(cluster.config, self.config, lambda: cast(asyncio.BaseProtocol, up))
+            if cluster.config.codec is Codec.HTTP1:
+                await connect_http1(cluster.config, self.config, cast(asyncio.Protocol, up))
+            else:
+                await connect(cluster.config, self.config, lambda: cast(asyncio.BaseProtocol, up))
         except ConnectError as error:
             reason = str(error)
         except asyncio.CancelledError:
@@ -251,6 +254,10 @@ class Cluster:
                 self._balancer = LeastRequest(usable, chance) if is_even else WeightedLeastRequest(usable, chance)
             case Balance.ROUND_ROBIN:
                 self._balancer = RoundRobin(usable, chance) if is_even else WeightedRoundRobin(usable, chance)
+
+    def pick(self) -> Endpoint | None:
+        """An endpoint for a connection that carries no calls."""
+        return self._balancer.pick()
 
     def start(self, call: "Call") -> None:
         """Take a call in, if the limits allow."""

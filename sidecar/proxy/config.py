@@ -264,6 +264,8 @@ class HttpManager:
     filters: tuple[LocalRateLimit, ...] = ()
     """In order; the router is always last and not listed."""
     takes_connect: bool = False
+    upgrades: frozenset[str] = frozenset()
+    """Protocols, lower case, to which an HTTP/1.1 client may go over; what follows is bytes (Envoy: upgrade_configs)."""
     codec: Codec = Codec.AUTO
     http2: Settings = field(default_factory=Settings)
     life: ConnectionLife = ConnectionLife()

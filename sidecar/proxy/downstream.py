@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 LINGER_S: Final = 1.0
 """A client that broke the protocol gets so long to read why, before its socket is cut."""
+FAREWELL_S: Final = 5.0
+"""A client that was sent elsewhere gets so long to read its last answer and to close."""
 
 
 class Downstream(Handler, Peer):
@@ -95,14 +97,14 @@ class Downstream(Handler, Peer):
         self.conn.streams.clear()
 
     def _linger(self, transport: asyncio.Transport) -> None:
-        """Say no more, but read on for a while: closing on unread bytes would reset the socket and lose our GOAWAY."""
+        """Say no more, but read on for a while: closing on unread bytes would reset the socket, and what we wrote last would be lost."""
         if self._is_lingering:
             return
         self._is_lingering = True
         self._end_calls()
         if transport.can_write_eof():  # TLS cannot close one direction alone
             transport.write_eof()
-        self.worker.loop.call_later(LINGER_S, transport.abort)
+        self.worker.loop.call_later(LINGER_S if self.conn.close_reason else FAREWELL_S, transport.abort)
 
     def eof_received(self) -> None:
         """The client sends no more: asyncio closes the transport."""
@@ -132,7 +134,7 @@ class Downstream(Handler, Peer):
         if conn.is_closed:
             self._linger(transport)
         elif conn.is_going_away and not conn.streams:
-            transport.close()
+            self._linger(transport)
 
     def drain(self) -> None:
         """Ask the client to go elsewhere; running calls finish."""

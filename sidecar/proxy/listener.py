@@ -4,15 +4,18 @@ import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from time import monotonic
 from typing import Final, cast
 
 from sidecar.proxy import chain as chains
 from sidecar.proxy.accepted import Accepted
 from sidecar.proxy.care import Stalled
 from sidecar.proxy.chain import Chain
+from sidecar.proxy.cluster import Cluster
 from sidecar.proxy.config import FilterChain, Limits, ListenerConfig
 from sidecar.proxy.downstream import CountedDownstream, Downstream
 from sidecar.proxy.route import Request
+from sidecar.proxy.tcp import QuietSplices, Splice
 from sidecar.proxy.worker import Worker
 
 BACKLOG: Final = 1024
@@ -26,7 +29,12 @@ class Listener:
     """One listener at work. Its configuration may change, its socket stays."""
 
     def __init__(
-        self, config: ListenerConfig, worker: Worker, limits: Limits, internal: Callable[[str], "Listener | None"]
+        self,
+        config: ListenerConfig,
+        worker: Worker,
+        limits: Limits,
+        internal: Callable[[str], "Listener | None"],
+        cluster: Callable[[str], Cluster | None],
     ) -> None:
         self.config = config
         self.limits = limits
@@ -38,7 +46,9 @@ class Listener:
         self.downstreams: set[Downstream] = set()
         self.accepted: set[Accepted] = set()
         self._default: Chain | None = None
+        self.splices: set[Splice] = set()
         self._internal = internal
+        self._cluster = cluster
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
@@ -108,13 +118,13 @@ class Listener:
 
     @property
     def calls(self) -> int:
-        """Calls that run."""
-        return sum(downstream.calls for downstream in self.downstreams)
+        """Calls that run, and opaque connections."""
+        return sum(downstream.calls for downstream in self.downstreams) + len(self.splices)
 
     @property
     def connections(self) -> int:
         """Connections that are open."""
-        return len(self.downstreams) + len(self.accepted)
+        return len(self.downstreams) + len(self.accepted) + len(self.splices)
 
     @property
     def is_full(self) -> bool:
@@ -136,6 +146,39 @@ class Listener:
         downstream.drain_timeout_s = manager.drain_timeout_s
         downstream.adopt(transport, data)
         chain.watch()
+
+    def serve_http1(self, chain: Chain, transport: asyncio.Transport, data: bytes) -> None:
+        """Speak HTTP/1.1 on an accepted socket: the data path sees an HTTP/2 client."""
+        # Imported here: a sidecar without HTTP/1.1 does not pay for h11.
+        from sidecar.proxy.http1.downstream import Http1Client
+
+        manager = chain.config.manager
+        assert manager is not None
+        scheme = b"https" if chain.config.tls is not None else b"http"
+        client = Http1Client(manager.upgrades, scheme)
+        client.adopt(transport, data, lambda pipe: self.serve_http2(chain, pipe, b""))
+
+    def serve_tcp(self, chain: Chain, transport: asyncio.Transport, data: bytes) -> None:
+        """Hand the bytes of an accepted socket on."""
+        proxy = chain.config.tcp
+        assert proxy is not None
+        quiet = chain.splices
+        splice = Splice(
+            self.worker, proxy, self._cluster(proxy.cluster), lambda ended: self._on_splice_end(quiet, ended)
+        )
+        quiet.splices[splice] = monotonic()
+        self.splices.add(splice)
+        splice.adopt(transport, data)
+        quiet.watch()
+
+    def _on_splice_end(self, quiet: QuietSplices, splice: Splice) -> None:
+        quiet.splices.pop(splice, None)
+        self.splices.discard(splice)
+
+    def cut(self) -> None:
+        """End every connection now."""
+        for splice in list(self.splices):
+            splice.close()
 
     def tunnel_target(self, chain: Chain, authority: str) -> "Listener | None":
         """The internal listener to which a CONNECT for this authority leads."""

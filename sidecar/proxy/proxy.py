@@ -43,7 +43,9 @@ class Proxy:
             for config in configuration.listeners:
                 old = self.listeners.get(config.name)
                 if old is None or not _same_address(old.config, config):
-                    opened[config.name] = Listener(config, self.worker, self.limits, self._internal_listener)
+                    opened[config.name] = Listener(
+                        config, self.worker, self.limits, self._internal_listener, lambda name: self.clusters.get(name)
+                    )
                     await opened[config.name].open()
         except BaseException:
             for listener in opened.values():
@@ -162,6 +164,7 @@ class Proxy:
         """Stop at once."""
         for listener in self.listeners.values():
             listener.stop_accepting()
+            listener.cut()
         for cluster in self.clusters.values():
             cluster.close()
 

@@ -83,6 +83,12 @@ class StatsCollector(Collector):
         for why, count in list(stats.ended.items()):
             ended.add_metric([why], count)
         yield ended
+        opaque = CounterMetricFamily(
+            "remora_tcp_connections", "Opaque connections, by Envoy response flag.", labels=["service", "flags"]
+        )
+        for (service, flag), count in list(stats.tcp.items()):
+            opaque.add_metric([service, flag], count)
+        yield opaque
         exceeded = CounterMetricFamily("remora_limit_exceeded", "Peers that ran into a limit.", labels=["limit"])
         for name, count in list(stats.exceeded.items()):
             exceeded.add_metric([name], count)

@@ -71,6 +71,8 @@ class Stats:
     """By (service, reason)."""
     ended: dict[str, int] = field(default_factory=dict)
     """Connections and calls that were ended because of a time, by which."""
+    tcp: dict[tuple[str, str], int] = field(default_factory=dict)
+    """Opaque connections by (service, Envoy response flag)."""
     exceeded: dict[str, int] = field(default_factory=dict)
     """By the name of the limit that a peer ran into."""
     connections_refused: int = 0
@@ -101,6 +103,11 @@ class Stats:
         """One more try of a call."""
         key = (service, reason)
         self.retries[key] = self.retries.get(key, 0) + 1
+
+    def count_tcp(self, service: str, flag: str) -> None:
+        """An opaque connection reached its endpoint, or did not, with Envoy's response flag."""
+        key = (service, flag)
+        self.tcp[key] = self.tcp.get(key, 0) + 1
 
     def count_ended(self, why: str) -> None:
         """A connection or a call was ended because of a time."""

@@ -246,18 +246,14 @@ def http_manager(message: Any, path: str) -> HttpManager:
     specifier = message.WhichOneof("route_specifier")
     if specifier is None:
         raise ConfigError(path, "route_config or rds is needed (RMR0108)")
-    for number, upgrade in enumerate(message.upgrade_configs):
-        if upgrade.upgrade_type.upper() != "CONNECT":
-            raise ConfigError(
-                f"{path}.upgrade_configs[{number}].upgrade_type",
-                f'"{upgrade.upgrade_type}": only CONNECT is supported (RMR0107)',
-            )
+    upgrades = {upgrade.upgrade_type.lower() for upgrade in message.upgrade_configs if _is_enabled(upgrade)}
     return HttpManager(
         stat_prefix=message.stat_prefix,
         routes=route_table(message.route_config) if specifier == "route_config" else None,
         rds_name=message.rds.route_config_name if specifier == "rds" else None,
         filters=_http_filters(message.http_filters, path),
-        takes_connect=any(_is_enabled(upgrade) for upgrade in message.upgrade_configs),
+        takes_connect="connect" in upgrades,
+        upgrades=frozenset(upgrades - {"connect"}),
         codec=codecs[message.codec_type],
         http2=_http2(message.http2_protocol_options, f"{path}.http2_protocol_options"),
         life=_life(
