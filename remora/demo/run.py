@@ -88,9 +88,9 @@ async def _run(spec: DemoSpec, directory: Path) -> int:
     data.mkdir()
     api, http = _ports()
     server = f"127.0.0.1:{api}"
-    fleet = Fleet(
-        directory, {**environment.inherited(), "REMORA_SERVER": server, "BOOKSTORE_DIR": str(data), **_DURABILITY}
-    )
+    # What is killed cannot tidy up: its temporary files go with ours.
+    told = {"REMORA_SERVER": server, "BOOKSTORE_DIR": str(data), "TMPDIR": str(directory), **_DURABILITY}
+    fleet = Fleet(directory, {**environment.inherited(), **told})
     with Screen(task.cancel, spec.picture) as screen:
         try:
             tour = await Demo(spec, fleet, screen, server, f"127.0.0.1:{http}", data).run()

@@ -144,7 +144,7 @@ def draw(view: View) -> RenderableType:
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     drawn.add_column("caller → callee, version", min_width=29, no_wrap=True)
     for column in ("calls/s", "success", "p50", "p95", "p99 ms"):
-        drawn.add_column(column, min_width=6, justify="right", no_wrap=True)
+        drawn.add_column(column, min_width=max(6, len(column)), justify="right", no_wrap=True)
     drawn.add_column("the mesh", min_width=15, no_wrap=True, overflow="ellipsis")
     for item in view.edges:
         caller, callee, version = item.edge
