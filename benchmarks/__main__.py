@@ -36,7 +36,7 @@ EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 
-data = Console(soft_wrap=True)
+data = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 notices = Console(stderr=True, soft_wrap=True)
 
 

@@ -38,12 +38,14 @@ AIMS: Final = (
 
 
 def ratios(aim: Aim, samples: dict[str, list[Sample]]) -> list[float]:
-    """The ratio in each round in which both were measured, as the two of a round met the same conditions."""
-    pairs = zip(samples.get(aim.subject, ()), samples.get(aim.against, ()), strict=False)
-    figures = ((subject.get(aim.metric), against.get(aim.metric)) for subject, against in pairs)
-    return [
-        subject / against for subject, against in figures if subject is not None and against is not None and against > 0
-    ]
+    """The ratio in each round in which both were measured, as the two of a round met the same conditions.
+
+    Empty if in half of the rounds or more a figure was not above zero: then what was to be measured (an added latency) is smaller than the noise.
+    """
+    pairs = list(zip(samples.get(aim.subject, ()), samples.get(aim.against, ()), strict=False))
+    figures = [(subject.get(aim.metric, 0.0), against.get(aim.metric, 0.0)) for subject, against in pairs]
+    found = [subject / against for subject, against in figures if subject > 0 and against > 0]
+    return found if 2 * len(found) > len(pairs) else []
 
 
 def is_reached(aim: Aim, ratios: list[float]) -> bool | None:

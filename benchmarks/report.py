@@ -16,6 +16,9 @@ Document = dict[str, Any]
 
 SCHEMA: Final = 1
 
+SATURATED_CORES: Final = 0.9
+"""Below, it was the load that had enough: the proxy could do more."""
+
 FIGURES_START: Final = "<!-- figures of docs/benchmarks/latest.json, written by make bench -->"
 FIGURES_END: Final = "<!-- end of figures -->"
 FRONT_PAGE_ROWS: Final = ("unary-1", "unary-100", "headers-100", "tls-100")
@@ -92,7 +95,10 @@ def cell(row: Document, label: str, metric: str) -> str:
         return "–"
     digits = METRICS[metric].digits
     low, middle, high = (f"{value:,.{digits}f}" for value in (min(values), median(values), max(values)))
-    return middle if len(values) == 1 else f"{middle} ({low}–{high})"
+    text = middle if len(values) == 1 else f"{middle} ({low}–{high})"
+    used = figures(row, label, "cores")
+    is_at_least = metric == "calls_per_s" and "cores" in row["figures"] and used and median(used) < SATURATED_CORES
+    return f"≥ {text}" if is_at_least else text
 
 
 def verdicts(run: Document) -> list[tuple[Aim, float | None, float | None, float | None, bool | None]]:
@@ -239,4 +245,6 @@ _HOW: Final = """## How it is measured
 - Small unary calls: h2load, four connections (two at 10 in flight, one at 1), against `nghttpd --echo-upload`, which makes a file for each call and so answers some thousands of calls a second: the proxies are not saturated, as in most real services. *Saturation*, *latency* and *1 MiB* have a faster backend, and there the proxy has a core of its own.
 - Headers that differ, streams and the open loop come from a generator on raw frames (`benchmarks/load`), which uses HPACK's dynamic table wherever the peer keeps one.
 - The open loop starts calls at times drawn before (Poisson), whatever the answers; latency counts from the time at which a call should have started. The rate is half of what the slower of sidecar and Envoy can take.
+- *Calls per second* with a ≥: the proxy used less than 0.9 of its core, as load and backend on the other ones could not do more.
+- A client's first calls cost a proxy more than later ones, and each load opens new connections: part of the figures, the more so the fewer calls there are (`--quick`).
 - Every call is checked: its status, and that all bytes came back. A way with a failed call has no figure."""

@@ -62,7 +62,7 @@ ROWS: Final = (
         "headers-100",
         "100 in flight, 128 B, four headers differ in each call",
         _ways(AND_PLAIN, _PLAIN),
-        differing(100, 10_000),
+        differing(100, 15_000),
         ("cpu_us",),
     ),
     Row("large-1", "1 in flight, 64 KiB", _ways(ALL, _PLAIN), unary(1, LARGE, 800), ("cpu_us",)),

@@ -7,7 +7,17 @@ from xml.etree import ElementTree
 from benchmarks.aims import AIMS, Aim, is_reached, ratios
 from benchmarks.measure import METRICS
 from benchmarks.proxies import PROXIES
-from benchmarks.report import CHARTS, FIGURES_END, FIGURES_START, Document, document, page, update_front_page, write
+from benchmarks.report import (
+    CHARTS,
+    FIGURES_END,
+    FIGURES_START,
+    Document,
+    cell,
+    document,
+    page,
+    update_front_page,
+    write,
+)
 from benchmarks.rows import ROWS
 from benchmarks.run import Result
 from benchmarks.svg import Bar, Group, bar_chart
@@ -42,6 +52,24 @@ def test_a_ratio_is_that_of_one_round_and_the_median_decides() -> None:
     assert is_reached(AIM, [0.51]) is False
     assert is_reached(AIM, []) is None
     assert is_reached(Aim("more", "huge", "mb_per_s", "sidecar", "envoy", at_least=0.8), [0.7]) is False
+
+
+def test_what_is_smaller_than_the_noise_is_not_measured() -> None:
+    samples = {"sidecar": [{"cpu_us": -1.0}, {"cpu_us": 1.0}], "envoy": [{"cpu_us": 4.0}, {"cpu_us": 4.0}]}
+    assert ratios(AIM, samples) == []
+    assert ratios(AIM, {label: [*found, {"cpu_us": 2.0}] for label, found in samples.items()}) == [0.25, 1.0]
+
+
+def test_calls_per_second_of_a_proxy_that_was_not_saturated_are_a_lower_bound() -> None:
+    row = {
+        "figures": ["calls_per_s", "cores"],
+        "samples": {
+            "sidecar": [{"calls_per_s": 9000.0, "cores": 0.5}],
+            "envoy": [{"calls_per_s": 9000.0, "cores": 0.95}],
+        },
+    }
+    assert cell(row, "sidecar", "calls_per_s") == "≥ 9,000"
+    assert cell(row, "envoy", "calls_per_s") == "9,000"
 
 
 def test_aims_and_plots_name_rows_ways_and_metrics_that_there_are() -> None:
