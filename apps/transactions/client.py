@@ -174,7 +174,9 @@ class _TwoPhases:
     async def __aenter__(self) -> Self:
         request = pb.BeginRequest(gid=self.gid, mode=self._mode, branches=self._first, options=self._options)
         with crossing("send", "begin"):
-            await repeat(lambda: self._coordinator.stub.Begin(request, timeout=CALL_TIMEOUT_S))
+            begun = await repeat(lambda: self._coordinator.stub.Begin(request, timeout=CALL_TIMEOUT_S))
+        if begun.state in (pb.UNDOING, pb.FAILED):  # the gid was begun before
+            raise RolledBack(self.gid, begun.reason)
         return self
 
     async def __aexit__(
@@ -193,7 +195,12 @@ class _TwoPhases:
     async def _enlist(self, branch: pb.Branch) -> None:
         request = pb.AddBranchRequest(gid=self.gid, branches=[branch])
         with crossing("send", f"add {branch.name}"):
-            await repeat(lambda: self._coordinator.stub.AddBranch(request, timeout=CALL_TIMEOUT_S))
+            try:
+                await repeat(lambda: self._coordinator.stub.AddBranch(request, timeout=CALL_TIMEOUT_S))
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.ABORTED:
+                    raise RolledBack(self.gid, error.details() or "") from None
+                raise
 
     async def _forward(self, name: str, op: Op, target: str, request: Request, reply: type[R] | None) -> R | bytes:
         call = BranchCall(self.gid, name, op)

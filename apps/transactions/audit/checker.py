@@ -180,7 +180,9 @@ def _all_or_nothing(view: _View) -> Iterable[str]:
 def _same_answers(view: _View) -> Iterable[str]:
     answers: dict[tuple[str, str, str], set[tuple[str, str]]] = defaultdict(set)
     for each in view.all(Answered):
-        if each.code in _FINAL_ANSWERS:
+        # XA: the record of a prepare goes with it when it is rolled back; a repetition is told that it is late.
+        is_gone = each.op == Op.PREPARE and view.state(each.gid) is State.FAILED
+        if each.code in _FINAL_ANSWERS and not is_gone:
             answers[each.gid, each.branch, each.op].add((each.code, each.reply))
     for (gid, branch, op), different in answers.items():
         if len(different) > 1:

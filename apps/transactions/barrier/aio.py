@@ -47,11 +47,16 @@ class AioLocal:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         running = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            await asyncio.wait([running])  # a thread cannot be stopped, and the connection is its own until it ends
-            raise
+        cancelled: asyncio.CancelledError | None = None
+        while not running.done():
+            try:
+                await asyncio.wait([running])
+            except asyncio.CancelledError as error:  # however often: a thread cannot be stopped, and until it ends
+                cancelled = error  # the connection is its own
+        if cancelled is not None:
+            running.exception()
+            raise cancelled
+        return running.result()
 
 
 def aio_local() -> AioLocal:

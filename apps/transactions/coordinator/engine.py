@@ -166,6 +166,7 @@ class Engine:
             new = [each for each in branches if known.get(each.name) != each]
             if not new:
                 return  # a repetition
+            _raise_if_rolled_back(machine)
             if machine.state is not State.OPEN:
                 raise _too_late(machine, "takes no more branches")
             check_branches(machine.transaction.mode, [*machine.transaction.branches, *new])
@@ -179,9 +180,7 @@ class Engine:
         def act(machine: Machine) -> None:
             if machine.signal(Signal.SUBMITTED, "", self._clock()):
                 return
-            if machine.state in (State.UNDOING, State.FAILED):
-                reason = machine.transaction.reason
-                raise Refusal(grpc.StatusCode.ABORTED, "ROLLED_BACK", f"{gid} was taken back: {reason}")
+            _raise_if_rolled_back(machine)
 
         return await self._change(gid, act)
 
@@ -477,6 +476,12 @@ def _transaction(record: Record) -> Transaction:
 
 def _too_late(machine: Machine, what: str) -> Refusal:
     return Refusal(grpc.StatusCode.FAILED_PRECONDITION, "DECIDED", f"{machine.gid} is {machine.state}: it {what}")
+
+
+def _raise_if_rolled_back(machine: Machine) -> None:
+    if machine.state in (State.UNDOING, State.FAILED):
+        text = f"{machine.gid} was taken back: {machine.transaction.reason}"
+        raise Refusal(grpc.StatusCode.ABORTED, "ROLLED_BACK", text)
 
 
 def _take_in(drive: _Drive) -> None:

@@ -1,6 +1,7 @@
 """The barrier around a real server, synchronous and asyncio: the same participant, the same answers."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -9,13 +10,14 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
-from apps.transactions.barrier import AioBarrier, Barrier, core
+from apps.transactions.barrier import AioBarrier, AioLocal, Barrier, core
+from apps.transactions.barrier.session import Session
 from apps.transactions.context import BranchCall, Op
 from tests.apps.transactions import bank
 from tests.apps.transactions.bank import holdings, ledger, open_bank
-from tests.waiting import eventually
+from tests.waiting import eventually, eventually_async
 
 DEBIT = bank.request("reader", -30)
 Outcome = tuple[grpc.StatusCode, bytes | str]
@@ -183,3 +185,25 @@ async def test_a_caller_that_leaves_does_not_leave_a_transaction_open(engine: En
         return holdings(engine)["reader"][0] == 1000 + sum(row[4] for row in ledger(engine))
 
     eventually(agrees)
+
+
+async def test_a_call_that_is_cancelled_again_and_again_waits_for_its_thread(engine: Engine) -> None:
+    started, release = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        local = AioLocal(Session(engine, None), threads)
+
+        def work(connection: Connection) -> None:
+            started.set()
+            release.wait(10)
+
+        task = asyncio.create_task(local.run(work))
+        await eventually_async(started.is_set)
+        for _ in range(3):
+            task.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert not task.done(), "its connection would be closed under the thread's feet"
+        release.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await local._in_thread(local._session.close)

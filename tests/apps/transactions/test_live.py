@@ -117,6 +117,18 @@ async def test_an_initiator_that_vanishes_has_its_tries_cancelled(shop: World) -
         await tcc.__aexit__(None, None, None)
 
 
+async def test_who_begins_again_what_was_taken_back_is_told_so(shop: World) -> None:
+    stub = shop.one.client.stub
+    tcc = await shop.one.client.tcc("g").__aenter__()
+    await stub.Abort(pb.AbortRequest(gid="g", reason="changed my mind", wait_s=5))
+    with pytest.raises(RolledBack, match="changed my mind"):
+        await reserve(shop, tcc)
+    with pytest.raises(RolledBack, match="changed my mind"):
+        await shop.one.client.tcc("g").__aenter__()
+    with pytest.raises(RolledBack, match="changed my mind"):
+        await tcc.__aexit__(None, None, None)
+
+
 # Two-phase message
 
 

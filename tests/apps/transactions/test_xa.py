@@ -9,7 +9,7 @@ import grpc
 import pytest
 from sqlalchemy import Engine, insert
 
-from apps.transactions.barrier import Contradiction, prepared
+from apps.transactions.barrier import Contradiction, create_tables, prepared
 from apps.transactions.barrier.session import Session
 from apps.transactions.client import RolledBack
 from apps.transactions.context import BranchCall, Op
@@ -112,6 +112,13 @@ async def test_what_nobody_decided_is_rolled_back_and_what_was_decided_is_done(d
         "open": 0,
     }
     step(database, Op.ROLLBACK, gid="open")
+
+
+def test_a_participant_starts_while_a_branch_is_in_doubt(database: Engine) -> None:
+    step(database, Op.PREPARE)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(create_tables, database).result(timeout=5)
+    assert step(database, Op.COMMIT)[0] == "done"
 
 
 # Through the coordinator
