@@ -31,7 +31,8 @@ class Http1Client(Handler):
         self._transport: asyncio.Transport | None = None
         self._core: asyncio.Protocol | None = None
         self._stream: Stream | None = None
-        self._is_http10 = False
+        self._may_switch = False
+        """The client wants to go over to another protocol: its request does not end before that is answered."""
         self._is_raw = False
         """Behind 101: bytes."""
         self._is_paused = False
@@ -131,16 +132,21 @@ class Http1Client(Handler):
             self._on_request(event)
         elif isinstance(event, h11.Data):
             self._send(bytes(event.data))
-        elif isinstance(event, h11.EndOfMessage) and self._stream is not None and not self._stream.local_closed:
-            self._conn.send_data(self._stream, b"", 0, True)
+        elif isinstance(event, h11.EndOfMessage):
+            stream = self._stream
+            if stream is not None and not stream.local_closed and not self._may_switch:
+                self._conn.send_data(stream, b"", 0, True)
 
     def _on_request(self, request: h11.Request) -> None:
         fields = [(bytes(name), bytes(value)) for name, value in request.headers]
         upgrade = wanted_upgrade(fields)
         self._has_begun = False
-        self._is_http10 = request.http_version != b"1.1"
-        if self._is_http10:
+        self._may_switch = upgrade != b""
+        if request.http_version != b"1.1":
             self._refuse(426, "HTTP/1.1 is spoken here")
+            return
+        if sum(len(name) + len(value) for name, value in fields) + len(request.target) > MAX_HEAD:
+            self._refuse(431, f"the request's head is over {MAX_HEAD} bytes")
             return
         if request.method == b"CONNECT":
             self._refuse(403, "CONNECT is not allowed on this connection")

@@ -28,6 +28,8 @@ class Http1Server(Handler):
         self._stream: Stream | None = None
         self._wanted = b""
         """The protocol that the client wants to go over to."""
+        self._has_begun = False
+        """The head of the answer is there."""
         self._is_raw = False
         self._is_paused = False
         self._held = 0
@@ -104,11 +106,18 @@ class Http1Server(Handler):
                     self._on_end()
                     return
         except h11.RemoteProtocolError:
-            if self._stream is not None:
-                self._conn.reset(self._stream, ErrorCode.PROTOCOL_ERROR)
-                self._stream = None
-                self._pump()
-            self.close()
+            self._break()
+
+    def _break(self) -> None:
+        """The endpoint speaks no HTTP: the data path gets an answer that it takes for a malformed one, or a reset within an answer."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            if self._has_begun:
+                self._conn.reset(stream, ErrorCode.PROTOCOL_ERROR)
+            else:
+                self._conn.send_headers(stream, headers.encode([(b":status", b"0")]), True)
+            self._pump()
+        self.close()
 
     def _switch(self, event: h11.InformationalResponse) -> None:
         stream = self._stream
@@ -118,6 +127,7 @@ class Http1Server(Handler):
         fields = without_hops((bytes(name), bytes(value)) for name, value in event.headers)
         self._conn.send_headers(stream, headers.encode([(b":status", b"200"), *fields, (UPGRADE, self._wanted)]), False)
         self._is_raw = True
+        self._conn.go_away()  # no call comes after this one
         early, _ = self._h1.trailing_data
         if early:
             self._send(early, ended=False)
@@ -128,6 +138,7 @@ class Http1Server(Handler):
             self.close()  # an answer to nothing
             return
         fields = without_hops((bytes(name), bytes(value)) for name, value in event.headers)
+        self._has_begun = True
         self._conn.send_headers(stream, headers.encode([(b":status", b"%d" % event.status_code), *fields]), False)
 
     def _send(self, data: bytes, *, ended: bool) -> None:
@@ -165,6 +176,7 @@ class Http1Server(Handler):
             self._conn.reset(stream, ErrorCode.REFUSED_STREAM)
             return
         self._stream = stream
+        self._has_begun = False
         fields = headers.decode(block)
         pseudo = dict(fields)
         method = pseudo[b":method"]
