@@ -120,9 +120,6 @@ class AdsService:
         )
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
-        if len(self.streams) >= self._max_streams:
-            text = f"{len(self.streams)} nodes are connected already; at most {self._max_streams} are served"
-            await _end(context, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         try:
             async with asyncio.timeout(FIRST_REQUEST_S):
                 data = await anext(requests, None)
@@ -130,6 +127,9 @@ class AdsService:
             await _end(context, grpc.StatusCode.DEADLINE_EXCEEDED, f"no request within {FIRST_REQUEST_S:g} s")
         if data is None:
             return
+        if len(self.streams) >= self._max_streams:
+            text = f"{len(self.streams)} nodes are connected already; at most {self._max_streams} are served"
+            await _end(context, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         try:
             first = _parsed(data)
             stream = NodeStream(node_reader.read(first.node))
@@ -147,26 +147,44 @@ class AdsService:
         faults: list[str] = []
         reader = asyncio.create_task(self._read(requests, stream, wake, faults.append))
         log.info("node %s connected (%s)", stream.node.id, stream.node.engine)
+        code, unread = grpc.StatusCode.INVALID_ARGUMENT, None
         try:
-            while not reader.done():
+            while not reader.done() and unread is None:
                 wake.clear()
-                while (response := stream.next_response(monotonic())) is not None:
+                while unread is None and (response := stream.next_response(monotonic())) is not None:
                     self.pushes[short(response.type_url)] += 1
-                    async with asyncio.timeout(self._slow_reader_s):
-                        await context.write(response.data)
-                await wake.wait()
-            await reader  # raises what it ended with
-        except TimeoutError:
-            self.slow_readers += 1
-            faults.append(f"the node did not read a response for {self._slow_reader_s:g} s; connect again")
+                    unread = await self._write(context, response.data)
+                if unread is None:
+                    await wake.wait()
+            if unread is None:
+                await reader  # raises what it ended with
+            else:
+                code = grpc.StatusCode.RESOURCE_EXHAUSTED
+                self.slow_readers += 1
+                faults.append(f"the node did not read a response for {self._slow_reader_s:g} s; connect again")
         finally:
             reader.cancel()
             del self.streams[number]
             del self._wakes[number]
             self._notify()
             log.info("node %s disconnected%s", stream.node.id, "".join(f": {fault}" for fault in faults))
+        if unread is not None:
+            await unread  # gRPC cannot take a response back: the status follows it as soon as the node reads on
         if faults:
-            await _end(context, grpc.StatusCode.INVALID_ARGUMENT, faults[0])
+            await _end(context, code, faults[0])
+
+    async def _write(self, context: Context, data: bytes) -> asyncio.Task[None] | None:
+        """Send a response; the write itself if the node does not read it in time."""
+        write = asyncio.ensure_future(context.write(data))
+        try:
+            await asyncio.wait((write,), timeout=self._slow_reader_s)
+        except asyncio.CancelledError:
+            write.cancel()
+            raise
+        if not write.done():
+            return write
+        write.result()
+        return None
 
     async def _read(
         self, requests: AsyncIterator[bytes], stream: NodeStream, wake: asyncio.Event, fail: Callable[[str], None]
