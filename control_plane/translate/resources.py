@@ -31,6 +31,8 @@ INBOUND: Final = "inbound"
 OUTBOUND: Final = "outbound"
 OUTBOUND_MESH: Final = "outbound_mesh"
 TUNNEL: Final = "outbound_tunnel"
+LIMIT_PLACES: Final = 4
+"""Rate limits that an instance may have without a change of its listener."""
 CONNECT_TIMEOUT_S: Final = 1
 MAX_REQUESTS: Final = 100_000
 """Wide enough not to be a limit by itself: limits are what a policy sets."""
@@ -318,29 +320,44 @@ def _router() -> Any:
 
 
 @lru_cache(REMEMBERED)
-def inbound_listener(host: str, port: int, limits: tuple[LimitView, ...]) -> bytes:
-    """Calls from the mesh to the application, with its rate limits."""
+def inbound_listener(host: str, port: int, limits: int) -> bytes:
+    """Calls from the mesh to the application, with a place for each of its rate limits.
+
+    The limits themselves come with the routes: Envoy reads routes per call, but keeps connections that it has on the listener that
+    accepted them, and with it on the policy of that day.
+    """
+    places = max(limits, LIMIT_PLACES)
+    empty = local_rate_limit_pb2.LocalRateLimit(stat_prefix="none")
     manager = http_connection_manager_pb2.HttpConnectionManager(
         stat_prefix=INBOUND,
-        route_config=route_pb2.RouteConfiguration(
-            name=INBOUND,
-            virtual_hosts=[
-                route_components_pb2.VirtualHost(
-                    name="*",
-                    domains=["*"],
-                    routes=[
-                        route_components_pb2.Route(
-                            name=INBOUND,
-                            match=route_components_pb2.RouteMatch(prefix="/"),
-                            route=route_components_pb2.RouteAction(cluster=INBOUND, timeout=_none()),
-                        )
-                    ],
-                )
-            ],
-        ),
-        http_filters=[*(_limit(limit) for limit in limits), _router()],
+        rds=http_connection_manager_pb2.Rds(route_config_name=INBOUND, config_source=_ads()),
+        http_filters=[
+            *(
+                http_connection_manager_pb2.HttpFilter(name=_limit_filter(number), typed_config=_any(empty))
+                for number in range(places)
+            ),
+            _router(),
+        ],
     )
     return _listener(INBOUND, manager, base_pb2.INBOUND, address=_address(host, port))
+
+
+def _limit_filter(number: int) -> str:
+    return f"rate_limit.{number}"
+
+
+@lru_cache(REMEMBERED)
+def inbound_routes(limits: tuple[LimitView, ...]) -> bytes:
+    """Everything to the application, under its rate limits."""
+    to_application = route_components_pb2.Route(
+        name=INBOUND,
+        match=route_components_pb2.RouteMatch(prefix="/"),
+        route=route_components_pb2.RouteAction(cluster=INBOUND, timeout=_none()),
+    )
+    host = route_components_pb2.VirtualHost(name="*", domains=["*"], routes=[to_application])
+    for number, limit in enumerate(limits):
+        host.typed_per_filter_config[_limit_filter(number)].CopyFrom(_any(_limit(limit)))
+    return _bytes(route_pb2.RouteConfiguration(name=INBOUND, virtual_hosts=[host]))
 
 
 def _limit(limit: LimitView) -> Any:
@@ -348,19 +365,14 @@ def _limit(limit: LimitView) -> Any:
     none = base_pb2.RuntimeFractionalPercent(default_value=percent_pb2.FractionalPercent(numerator=0))
     interval = duration_pb2.Duration()
     interval.FromNanoseconds(limit.interval_ns)
-    return http_connection_manager_pb2.HttpFilter(
-        name="envoy.filters.http.local_ratelimit",
-        typed_config=_any(
-            local_rate_limit_pb2.LocalRateLimit(
-                stat_prefix=limit.policy,
-                token_bucket=token_bucket_pb2.TokenBucket(
-                    max_tokens=limit.burst, tokens_per_fill=_uint(limit.requests), fill_interval=interval
-                ),
-                filter_enabled=all_calls,
-                filter_enforced=all_calls if limit.is_enforced else none,
-                rate_limited_as_resource_exhausted=True,
-            )
+    return local_rate_limit_pb2.LocalRateLimit(
+        stat_prefix=limit.policy,
+        token_bucket=token_bucket_pb2.TokenBucket(
+            max_tokens=limit.burst, tokens_per_fill=_uint(limit.requests), fill_interval=interval
         ),
+        filter_enabled=all_calls,
+        filter_enforced=all_calls if limit.is_enforced else none,
+        rate_limited_as_resource_exhausted=True,
     )
 
 

@@ -60,6 +60,8 @@ def _named(routes: Any) -> Iterator[tuple[str, str]]:
 
 def build(mesh: MeshView, node: Node) -> Snapshot:
     """The snapshot of a node."""
+    routing = tuple(resources.routing_part(service) for service in mesh.services)
+    routes = {resources.OUTBOUND: resources.route_configuration(routing, node.namespace)}
     clusters = {resources.TUNNEL: resources.tunnel_cluster()}
     endpoints: dict[str, bytes] = {}
     listeners: dict[str, bytes] = {resources.OUTBOUND_MESH: resources.mesh_listener()}
@@ -69,11 +71,11 @@ def build(mesh: MeshView, node: Node) -> Snapshot:
         endpoints[name] = resources.endpoints(service)
     if node.inbound_port and node.app_port:
         clusters[resources.INBOUND] = resources.inbound_cluster(node.app_address, node.app_port)
+        in_force = limits(mesh, node)
         listeners[resources.INBOUND] = resources.inbound_listener(
-            node.inbound_address, node.inbound_port, limits(mesh, node)
+            node.inbound_address, node.inbound_port, len(in_force)
         )
+        routes[resources.INBOUND] = resources.inbound_routes(in_force)
     if node.outbound_port:
         listeners[resources.OUTBOUND] = resources.outbound_listener(node.outbound_address, node.outbound_port)
-    routing = tuple(resources.routing_part(service) for service in mesh.services)
-    routes = {resources.OUTBOUND: resources.route_configuration(routing, node.namespace)}
     return Snapshot(str(mesh.revision), {CLUSTER: clusters, ENDPOINTS: endpoints, LISTENER: listeners, ROUTES: routes})

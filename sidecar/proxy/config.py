@@ -201,6 +201,26 @@ class RetryPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalRateLimit:
+    """A token bucket of this process (Envoy: extensions.filters.http.local_ratelimit.v3.LocalRateLimit)."""
+
+    stat_prefix: str
+    max_tokens: int
+    tokens_per_fill: int
+    fill_interval_s: float
+    enabled: float = 0.0
+    """Share of calls that are counted, 0 to 1."""
+    enforced: float = 0.0
+    """Share of those that are refused when the bucket is empty, 0 to 1; 0 is shadow mode."""
+    as_resource_exhausted: bool = False
+    """Refuse with RESOURCE_EXHAUSTED instead of UNAVAILABLE."""
+
+
+Overrides = tuple[tuple[str, LocalRateLimit], ...]
+"""Filter's name and the configuration that counts instead of its own (Envoy: typed_per_filter_config)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """Where matching calls go (Envoy: route.v3.Route)."""
 
@@ -218,6 +238,7 @@ class Route:
     grpc_timeout_max_s: float | None = None
     """`grpc-timeout` is honoured up to this, and instead of `max_duration_s`; 0 is without a bound. Unset, it is honoured as it is,
     beside `max_duration_s` (Envoy: max_stream_duration.grpc_timeout_header_max; there, unset, the header is left to the application)."""
+    overrides: Overrides = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +248,8 @@ class VirtualHost:
     name: str
     domains: tuple[str, ...]
     routes: tuple[Route, ...]
+    overrides: Overrides = ()
+    """Where a route has none of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,19 +261,12 @@ class RouteTable:
 
 
 @dataclass(frozen=True, slots=True)
-class LocalRateLimit:
-    """A token bucket of this process (Envoy: extensions.filters.http.local_ratelimit.v3.LocalRateLimit)."""
+class HttpFilter:
+    """One step of the filter chain; virtual hosts and routes may give it another configuration by its name."""
 
-    stat_prefix: str
-    max_tokens: int
-    tokens_per_fill: int
-    fill_interval_s: float
-    enabled: float = 0.0
-    """Share of calls that are counted, 0 to 1."""
-    enforced: float = 0.0
-    """Share of those that are refused when the bucket is empty, 0 to 1; 0 is shadow mode."""
-    as_resource_exhausted: bool = False
-    """Refuse with RESOURCE_EXHAUSTED instead of UNAVAILABLE."""
+    name: str
+    limit: LocalRateLimit | None = None
+    """None: the filter does something only where a virtual host or a route configures it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +277,7 @@ class HttpManager:
     routes: RouteTable | None = None
     """Inline routes; None if `rds_name` brings them."""
     rds_name: str | None = None
-    filters: tuple[LocalRateLimit, ...] = ()
+    filters: tuple[HttpFilter, ...] = ()
     """In order; the router is always last and not listed."""
     takes_connect: bool = False
     upgrades: frozenset[str] = frozenset()

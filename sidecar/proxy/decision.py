@@ -20,7 +20,7 @@ from sidecar.http2.fields import Malformed
 from sidecar.http2.headers import RawField, TooLarge
 from sidecar.proxy.cluster import Cluster
 from sidecar.proxy.config import Route
-from sidecar.proxy.limit import Limit
+from sidecar.proxy.limit import Limit, LimitBook
 from sidecar.proxy.route import Request, Router
 from sidecar.proxy.status import Status
 from sidecar.telemetry.stats import Stats
@@ -176,10 +176,10 @@ class DecisionCache:
         self._router: Router | None = None
         self._routes_by_timeout = False
         self._clusters: dict[str, Cluster] = {}
-        self._limits: tuple[Limit, ...] = ()
+        self._limits: LimitBook | None = None
         self.what_is_missing = "no configuration yet"
 
-    def reconfigure(self, router: Router | None, clusters: dict[str, Cluster], limits: tuple[Limit, ...]) -> None:
+    def reconfigure(self, router: Router | None, clusters: dict[str, Cluster], limits: LimitBook | None) -> None:
         """From now on decide by these; what runs goes on as it was decided."""
         self._router = router
         self._routes_by_timeout = router is not None and b"grpc-timeout" in router.header_names
@@ -380,13 +380,14 @@ class DecisionCache:
             if self._router.host(request.authority) is None:
                 return _refuse(Status.UNAVAILABLE, f'no service named "{authority}" in the mesh', "NR", 404)
             return _refuse(Status.UNIMPLEMENTED, f'no route for path "{path}" of "{authority}"', "NR", 404)
-        _, route = found
+        host, route = found
         missing = [name for name, _ in route.clusters if name not in self._clusters]
         if missing:
             return _refuse(Status.UNAVAILABLE, f'cluster "{missing[0]}" is not known here', "NC", 503)
+        limits = self._limits.of(host, route) if self._limits is not None else ()
         if len(route.clusters) == 1:
-            return Decision(route, self._clusters[route.clusters[0][0]], (), self._limits, False)
+            return Decision(route, self._clusters[route.clusters[0][0]], (), limits, False)
         total = sum(weight for _, weight in route.clusters)
         sums = accumulate(weight for _, weight in route.clusters)
         shares = tuple((at / total, self._clusters[name]) for at, (name, _) in zip(sums, route.clusters, strict=True))
-        return Decision(route, None, shares, self._limits, False)
+        return Decision(route, None, shares, limits, False)

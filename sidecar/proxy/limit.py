@@ -1,24 +1,23 @@
-"""The local rate limit as a step of a call's way: a bucket, its mode, its counters."""
+"""The local rate limit as a step of a call's way: a bucket, its mode, its counters; and which limits a route has."""
 
 from random import Random
 
 from sidecar.policy.token_bucket import TokenBucket
-from sidecar.proxy.config import LocalRateLimit
+from sidecar.proxy.config import HttpFilter, LocalRateLimit, Route, RouteTable, VirtualHost
 from sidecar.proxy.status import Status
-from sidecar.telemetry.stats import LimitStats
+from sidecar.telemetry.stats import LimitStats, Stats
 
 
 class Limit:
     """One local rate limit in force (Envoy: extensions.filters.http.local_ratelimit.v3.LocalRateLimit)."""
 
-    __slots__ = ("_bucket", "_chance", "_is_certain", "_take", "config", "stats", "status")
+    __slots__ = ("_bucket", "_chance", "_is_certain", "config", "stats", "status")
 
     def __init__(self, config: LocalRateLimit, stats: LimitStats, chance: Random, now: float) -> None:
         self.config = config
         self.stats = stats
         self._chance = chance
         self._bucket = TokenBucket(config.max_tokens, config.tokens_per_fill, config.fill_interval_s, now)
-        self._take = self._bucket.take
         self._is_certain = config.enabled >= 1.0
         self.status = Status.RESOURCE_EXHAUSTED if config.as_resource_exhausted else Status.UNAVAILABLE
 
@@ -26,7 +25,7 @@ class Limit:
         """Count one call; False if it is to be refused."""
         if not self._is_certain and self._chance.random() >= self.config.enabled:
             return True
-        if self._take(now):
+        if self._bucket.take(now):
             self.stats.allowed += 1
             return True
         enforced = self.config.enforced
@@ -43,3 +42,55 @@ class Limit:
             f'rate limit "{config.stat_prefix}": {config.tokens_per_fill} calls per {config.fill_interval_s:g} s '
             f"at this instance are used up; try again in {self._bucket.retry_after_s(now):.3f} s (flag RL)"
         )
+
+
+_Place = tuple[str, str, str, LocalRateLimit]
+"""Filter, virtual host, route, by name, and the configuration: what stays the same from one configuration to the next."""
+
+
+class LimitBook:
+    """The limits of one filter chain under one configuration. A limit that did not change keeps its tokens."""
+
+    def __init__(
+        self,
+        filters: tuple[HttpFilter, ...],
+        table: RouteTable | None,
+        stats: Stats,
+        chance: Random,
+        now: float,
+        before: "LimitBook | None" = None,
+    ) -> None:
+        self._filters = filters
+        self._table = table  # held: its parts are looked up by identity, as comparing whole virtual hosts is dear
+        self._places: dict[_Place, Limit] = {}
+        self._limits: dict[tuple[str, int], Limit] = {}
+        """By filter and the identity of the virtual host or route that configures it; 0 is the filter itself."""
+        names = {http_filter.name for http_filter in filters}
+
+        def keep(owner: int, name: str, host: str, route: str, config: LocalRateLimit) -> None:
+            if name in names:
+                place = (name, host, route, config)
+                limit = before._places.get(place) if before is not None else None
+                limit = limit or Limit(config, stats.of_limit(config.stat_prefix), chance, now)
+                self._limits[name, owner] = self._places[place] = limit
+
+        for http_filter in filters:
+            if http_filter.limit is not None:
+                keep(0, http_filter.name, "", "", http_filter.limit)
+        for host in table.virtual_hosts if table is not None else ():
+            for name, config in host.overrides:
+                keep(id(host), name, host.name, "", config)
+            for number, route in enumerate(host.routes):
+                for name, config in route.overrides:
+                    keep(id(route), name, host.name, route.name or str(number), config)
+
+    def of(self, host: VirtualHost, route: Route) -> tuple[Limit, ...]:
+        """The limits for calls on a route: of each filter its most specific configuration."""
+        found: list[Limit] = []
+        for http_filter in self._filters:
+            for owner in (id(route), id(host), 0):
+                limit = self._limits.get((http_filter.name, owner))
+                if limit is not None:
+                    found.append(limit)
+                    break
+        return tuple(found)

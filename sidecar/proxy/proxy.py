@@ -13,7 +13,7 @@ from typing import Final
 from sidecar.proxy.chain import Chain
 from sidecar.proxy.cluster import Cluster
 from sidecar.proxy.config import Configuration, Direction, HttpManager, Limits, ListenerConfig, RouteTable
-from sidecar.proxy.limit import Limit
+from sidecar.proxy.limit import LimitBook
 from sidecar.proxy.listener import Listener
 from sidecar.proxy.route import Router
 from sidecar.proxy.worker import Worker
@@ -34,7 +34,7 @@ class Proxy:
         self.listeners: dict[str, Listener] = {}
         self.clusters: dict[str, Cluster] = {}
         self._routers: dict[_Key, Router] = {}
-        self._limits: dict[_Key, tuple[Limit, ...]] = {}
+        self._limits: dict[_Key, LimitBook] = {}
 
     async def apply(self, configuration: Configuration) -> None:
         """Swap in a configuration. Raises ListenError if an address cannot be had; then nothing has changed."""
@@ -71,7 +71,7 @@ class Proxy:
                     chain.router = self._router((config.name, number), table, routers)
         self._routers = routers
         self._swap_clusters(previous, configuration, ready)
-        limits: dict[_Key, tuple[Limit, ...]] = {}
+        limits: dict[_Key, LimitBook] = {}
         for config, chains in ready:
             for number, chain in enumerate(chains):
                 manager = chain.config.manager
@@ -79,7 +79,7 @@ class Proxy:
                     missing = f'the routes "{manager.rds_name}" have not come from the control plane yet'
                     chain.cache.what_is_missing = missing
                     key = (config.name, number)
-                    limits[key] = self._limits_of(key, manager)
+                    limits[key] = self._limits_of(key, manager, chain.router)
                     chain.cache.max_duration_s = manager.max_stream_duration_s
                     chain.cache.reconfigure(chain.router, self.clusters, limits[key])
                     chain.keep_times()
@@ -95,14 +95,10 @@ class Proxy:
         fresh[key] = known
         return known
 
-    def _limits_of(self, key: _Key, manager: HttpManager) -> tuple[Limit, ...]:
-        """A limit that did not change keeps its tokens."""
+    def _limits_of(self, key: _Key, manager: HttpManager, router: Router | None) -> LimitBook:
+        table = router.table if router is not None else None
         worker = self.worker
-        old = {limit.config: limit for limit in self._limits.get(key, ())}
-        return tuple(
-            old.get(limit) or Limit(limit, worker.stats.of_limit(limit.stat_prefix), worker.chance, monotonic())
-            for limit in manager.filters
-        )
+        return LimitBook(manager.filters, table, worker.stats, worker.chance, monotonic(), self._limits.get(key))
 
     def _swap_clusters(
         self,

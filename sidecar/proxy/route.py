@@ -62,7 +62,7 @@ class _Host:
     """A virtual host whose exact paths are indexed."""
 
     def __init__(self, host: VirtualHost) -> None:
-        self.name = host.name
+        self.config = host
         self._by_path: dict[bytes, list[tuple[int, Route]]] = {}
         self._others: list[tuple[int, Route]] = []
         for order, route in enumerate(host.routes):
@@ -130,8 +130,8 @@ class Router:
                 return host
         return self._default
 
-    def find(self, request: Request) -> tuple[str, Route] | None:
-        """Virtual host's name and route, or None: Envoy answers that with flag NR."""
+    def find(self, request: Request) -> tuple[VirtualHost, Route] | None:
+        """Virtual host and route, or None: Envoy answers that with flag NR."""
         host = self.host(request.authority)
         route = host.find(request) if host is not None else None
-        return (host.name, route) if host is not None and route is not None else None
+        return (host.config, route) if host is not None and route is not None else None

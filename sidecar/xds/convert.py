@@ -22,9 +22,11 @@ from sidecar.proxy.config import (
     EndpointConfig,
     FilterChain,
     HeaderMatch,
+    HttpFilter,
     HttpManager,
     ListenerConfig,
     LocalRateLimit,
+    Overrides,
     RetryPolicy,
     Route,
     RouteMatch,
@@ -269,8 +271,8 @@ def _is_enabled(upgrade: Any) -> bool:
     return bool(upgrade.enabled.value) if upgrade.HasField("enabled") else True
 
 
-def _http_filters(filters: Any, path: str) -> tuple[LocalRateLimit, ...]:
-    found: list[LocalRateLimit] = []
+def _http_filters(filters: Any, path: str) -> tuple[HttpFilter, ...]:
+    found: list[HttpFilter] = []
     for number, http_filter in enumerate(filters):
         place = f"{path}.http_filters[{number}].typed_config"
         message: Any = unpack(http_filter.typed_config, place)
@@ -279,11 +281,24 @@ def _http_filters(filters: Any, path: str) -> tuple[LocalRateLimit, ...]:
         if (kind == "Router") != is_last:
             raise ConfigError(place, "the router, and only it, is the last filter (RMR0109)")
         if kind == "LocalRateLimit":
-            found.append(local_rate_limit(message, place))
+            limit = local_rate_limit(message, place) if message.HasField("token_bucket") else None
+            found.append(HttpFilter(http_filter.name, limit))
         elif kind != "Router":
             raise ConfigError(place, f"{kind} is no HTTP filter (RMR0109)")
     if not filters:
         raise ConfigError(f"{path}.http_filters", "the router is missing (RMR0109)")
+    return tuple(found)
+
+
+def _overrides(configs: Any, path: str) -> Overrides:
+    """`typed_per_filter_config` of a virtual host or a route."""
+    found: list[tuple[str, LocalRateLimit]] = []
+    for name in sorted(configs):
+        place = f"{path}.typed_per_filter_config[{name}]"
+        message: Any = unpack(configs[name], place)
+        if message.DESCRIPTOR.name != "LocalRateLimit":
+            raise ConfigError(place, f"{message.DESCRIPTOR.name} is no configuration of an HTTP filter (RMR0109)")
+        found.append((name, local_rate_limit(message, place)))
     return tuple(found)
 
 
@@ -335,7 +350,8 @@ def route_table(message: Any) -> RouteTable:
         if not host.domains:
             raise ConfigError(f"{place}.domains", "at least one domain is needed (RMR0111)")
         routes = tuple(_route(route, f"{place}.routes[{number}]") for number, route in enumerate(host.routes))
-        hosts.append(VirtualHost(host.name, tuple(host.domains), routes))
+        overrides = _overrides(host.typed_per_filter_config, place)
+        hosts.append(VirtualHost(host.name, tuple(host.domains), routes, overrides))
     return RouteTable(message.name, tuple(hosts))
 
 
@@ -378,6 +394,7 @@ def _route(message: Any, path: str) -> Route:
         grpc_timeout_max_s=seconds(longest.grpc_timeout_header_max)
         if longest.HasField("grpc_timeout_header_max")
         else None,
+        overrides=_overrides(message.typed_per_filter_config, path),
     )
 
 

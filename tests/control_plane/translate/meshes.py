@@ -176,13 +176,22 @@ def _listeners(mesh: Mesh, snapshot: Snapshot) -> Iterator[str]:
         yield f"listener {name}: {where}"
         manager = http_connection_manager_pb2.HttpConnectionManager()
         listener.filter_chains[0].filters[0].typed_config.Unpack(manager)
-        for item in manager.http_filters[:-1]:
+        places = [item for item in manager.http_filters if "local_ratelimit" in item.typed_config.type_url]
+        if places:
+            yield f"  places for rate limits: {len(places)}"
+    for host in _inbound_hosts(snapshot):
+        for _, packed in sorted(host.typed_per_filter_config.items()):
             limit = local_rate_limit_pb2.LocalRateLimit()
-            item.typed_config.Unpack(limit)
+            packed.Unpack(limit)
             bucket = limit.token_bucket
             enforced = limit.filter_enforced.default_value.numerator
             every = f"{bucket.tokens_per_fill.value} per {bucket.fill_interval.ToNanoseconds() / 1e9:g}s"
-            yield f"  limit {limit.stat_prefix}: {every}, burst {bucket.max_tokens}, {'enforced' if enforced else 'shadow'}"
+            yield f"limit {limit.stat_prefix}: {every}, burst {bucket.max_tokens}, {'enforced' if enforced else 'shadow'}"
+
+
+def _inbound_hosts(snapshot: Snapshot) -> Iterator[Any]:
+    if "inbound" in snapshot.types[ROUTES]:
+        yield from route_pb2.RouteConfiguration.FromString(snapshot.types[ROUTES]["inbound"]).virtual_hosts
 
 
 def _conditions(mesh: Mesh, snapshot: Snapshot) -> Iterator[str]:

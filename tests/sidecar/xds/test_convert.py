@@ -15,6 +15,7 @@ from sidecar.proxy.config import (
     Direction,
     EndpointConfig,
     HeaderMatch,
+    HttpFilter,
     LocalRateLimit,
     RetryPolicy,
     Route,
@@ -295,7 +296,10 @@ def test_listeners(tmp_path: Path) -> None:
     )
     assert manager.life == ConnectionLife(30.0, 600.0, 1000, 10.0, 3.0, 0.05)
     assert manager.filters == (
-        LocalRateLimit("orders", 10, 5, 2.0, enabled=0.05, enforced=0.25, as_resource_exhausted=True),
+        HttpFilter(
+            "envoy.filters.http.local_ratelimit",
+            LocalRateLimit("orders", 10, 5, 2.0, enabled=0.05, enforced=0.25, as_resource_exhausted=True),
+        ),
     )
     assert outbound.default_chain is not None and outbound.default_chain.manager is not None
     assert outbound.default_chain.manager.rds_name == "rest"
