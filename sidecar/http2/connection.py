@@ -28,6 +28,9 @@ MAX_CONTINUATIONS: Final = 32
 """CONTINUATION frames of one block; small ones without end are an attack."""
 REMEMBERED_RESETS: Final = 1_000
 """Streams that we reset lately: frames that were under way are dropped, not punished."""
+FREE_WINDOW_UPDATES: Final = 2_000
+"""WINDOW_UPDATE frames that a peer may send for nothing; more are allowed by the streams and the data that it takes."""
+BYTES_PER_WINDOW_UPDATE: Final = 64
 MAX_STATEFUL_BLOCKS: Final = 2_000
 """Header blocks that a peer may send before it acknowledges our SETTINGS; each costs us ten times as much as one after that."""
 
@@ -135,11 +138,12 @@ class Handler:
 
 
 class ProtocolError(Exception):
-    """The peer broke the protocol: GOAWAY with this code."""
+    """The peer broke the protocol, or ran into a limit: GOAWAY with this code."""
 
-    def __init__(self, code: ErrorCode, text: str) -> None:
+    def __init__(self, code: ErrorCode, text: str, limit: str = "") -> None:
         super().__init__(text)
         self.code = code
+        self.limit = limit
 
 
 class StreamError(Exception):
@@ -165,6 +169,8 @@ class Connection:
         self.is_going_away = False
         """We sent GOAWAY, or the server did: no new streams."""
         self.close_reason = ""
+        self.exceeded = ""
+        """The limit that the peer ran into, if it was that."""
         self.peer_max_streams = 100 if role is Role.CLIENT else 0
         """As the peer announced; 100 until its SETTINGS come, which is what most servers say."""
         self.has_peer_settings = False
@@ -178,6 +184,9 @@ class Connection:
         self.send_window = frames.DEFAULT_WINDOW
         self._is_paused = False
         self._held_window = 0
+        self._granted = frames.DEFAULT_WINDOW
+        """All window that the peer has given to the connection."""
+        self._window_updates = 0
         self._recv_window = settings.initial_connection_window
         self._unacked = 0
         self._connection_threshold = settings.initial_connection_window // 2
@@ -289,6 +298,7 @@ class Connection:
                 if self.close_reason:
                     return
         except ProtocolError as error:
+            self.exceeded = error.limit
             self.fail(error.code, str(error))
             return
         self._tail = data[at:] if at < size else b""
@@ -317,7 +327,7 @@ class Connection:
                 self._out.write(frames.settings({frames.HEADER_TABLE_SIZE: 0}))
                 self._unacked_settings.append(True)
             if self._stateful_blocks > MAX_STATEFUL_BLOCKS:
-                raise ProtocolError(ErrorCode.SETTINGS_TIMEOUT, "SETTINGS are not acknowledged")
+                raise ProtocolError(ErrorCode.SETTINGS_TIMEOUT, "SETTINGS are not acknowledged", "stateful blocks")
             block = self._restate(block)
         stream = self.streams.get(stream_id)
         if stream is not None:
@@ -376,13 +386,13 @@ class Connection:
         elif kind == frames.CONTINUATION:
             self._on_continuation(flags, payload)
         elif kind == frames.RST_STREAM:
-            self._count_control(now)
+            self._count_control(now, "reset flood")
             self._on_rst_stream(stream_id, payload)
         elif kind == frames.SETTINGS:
-            self._count_control(now)
+            self._count_control(now, "SETTINGS flood")
             self._on_settings(flags, stream_id, payload)
         elif kind == frames.PING:
-            self._count_control(now)
+            self._count_control(now, "PING flood")
             if stream_id:
                 raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
             if len(payload) != 8:
@@ -396,7 +406,7 @@ class Connection:
         elif kind == frames.GOAWAY:
             self._on_goaway(stream_id, payload)
         elif kind == frames.PRIORITY:
-            self._count_control(now)
+            self._count_control(now, "PRIORITY flood")
             if stream_id == 0:
                 raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
             if len(payload) != 5:
@@ -406,15 +416,17 @@ class Connection:
         elif kind == frames.PUSH_PROMISE:
             raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE")
         else:
-            self._count_control(now)  # unknown types are ignored (RFC 9113 §4.1), but not without end
+            self._count_control(
+                now, "unknown frame flood"
+            )  # unknown types are ignored (RFC 9113 §4.1), but not without end
 
-    def _count_control(self, now: float) -> None:
+    def _count_control(self, now: float, limit: str) -> None:
         if now - self._control_second >= 1.0:
             self._control_second = now
             self._control_frames = 0
         self._control_frames += 1
         if self._control_frames > self.local.max_control_frames_per_s:
-            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many control frames")
+            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many control frames", limit)
 
     def _is_idle(self, stream_id: int) -> bool:
         """True if nobody opened the stream yet."""
@@ -453,7 +465,7 @@ class Connection:
         data = self._unpad(flags, payload)
         ended = flags & frames.END_STREAM != 0
         if not data and not ended:
-            self._count_control(now)
+            self._count_control(now, "empty DATA flood")
             self.credit(stream, length)
             return
         if ended:
@@ -489,7 +501,7 @@ class Connection:
         self._block += payload
         self._block_frames += 1
         if len(self._block) > MAX_HEADER_BLOCK or self._block_frames > MAX_CONTINUATIONS:
-            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "header block too long")
+            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "header block too long", "CONTINUATION flood")
         if flags & frames.END_HEADERS:
             block, self._block = bytes(self._block), None
             self._on_block(self._block_stream, block, self._block_ended)
@@ -566,9 +578,11 @@ class Connection:
         if len(payload) != 4:
             raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE is not of 4 bytes")
         increment = int.from_bytes(payload, "big") & 0x7FFFFFFF
+        self._count_window_update()
         if stream_id == 0:
             if increment == 0:
                 raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE by 0")
+            self._granted += increment
             if self._is_paused:
                 self._held_window += increment
             else:
@@ -589,6 +603,13 @@ class Connection:
         stream.send_window += increment
         if stream.queue is not None:
             self._drain(stream)
+
+    def _count_window_update(self) -> None:
+        """A peer that takes data may say so often; one that only says so is an attack (Envoy counts data frames instead)."""
+        self._window_updates += 1
+        sent = self._granted - self.send_window - self._held_window
+        if self._window_updates > FREE_WINDOW_UPDATES + 4 * self.opened + sent // BYTES_PER_WINDOW_UPDATE:
+            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many WINDOW_UPDATE frames", "WINDOW_UPDATE flood")
 
     # -- writing ------------------------------------------------------------------------------------
 

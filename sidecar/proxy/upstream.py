@@ -83,6 +83,8 @@ class Upstream(Handler, Peer):
             self.mark()
         if conn.is_closed:
             self.worker.stats.protocol_errors += 1
+            if conn.exceeded:
+                self.worker.stats.count_limit(conn.exceeded)
             self._lose(conn.close_reason)
 
     def connection_lost(self, exc: Exception | None) -> None:
