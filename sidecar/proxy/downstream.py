@@ -79,6 +79,8 @@ class Downstream(Handler, Peer):
             self.mark()
         if conn.is_closed and not self._is_lingering:
             self.worker.stats.protocol_errors += 1
+            if conn.exceeded:
+                self.worker.stats.count_limit(conn.exceeded)
             self.mark()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -131,9 +133,7 @@ class Downstream(Handler, Peer):
         conn = self.conn
         if conn.has_output():
             transport.write(conn.take_output())
-        if conn.is_closed:
-            self._linger(transport)
-        elif conn.is_going_away and not conn.streams:
+        if conn.is_closed or (conn.is_going_away and not conn.streams):
             self._linger(transport)
 
     def drain(self) -> None:
