@@ -103,11 +103,6 @@ REFUSED: Final[dict[str, tuple[str, Any, str]]] = {
         "HTTP3",
         "listener[outbound].filter_chains[0].filters[0].typed_config.codec_type: ",
     ),
-    "an upgrade to WebSocket": (
-        f"{MANAGER}.upgrade_configs[0].upgrade_type",
-        "websocket",
-        'listener[outbound].filter_chains[0].filters[0].typed_config.upgrade_configs[0].upgrade_type: "websocket"',
-    ),
     "no router": (f"{MANAGER}.http_filters", [], ".http_filters: the router is missing"),
     "a router that is not the last": (
         f"{MANAGER}.http_filters",
@@ -312,6 +307,7 @@ def test_routes(tmp_path: Path) -> None:
     assert manager is not None and manager.routes is not None
     [host] = manager.routes.virtual_hosts
     assert host.domains == ("orders.shop", "*.orders.shop")
+    assert host.overrides == (("envoy.filters.http.local_ratelimit", LocalRateLimit("host", 20, 1, 1.0)),)
     headers = (
         HeaderMatch(b"x-exact", exact=b"ann"),
         HeaderMatch(b"x-prefix", prefix=b"an", invert=True),
@@ -329,6 +325,7 @@ def test_routes(tmp_path: Path) -> None:
             idle_timeout_s=20.0,
             max_duration_s=40.0,
             grpc_timeout_max_s=25.0,
+            overrides=(("envoy.filters.http.local_ratelimit", LocalRateLimit("exact", 30, 1, 1.0)),),
         ),
         Route(RouteMatch(prefix=b"/shop."), (("stock", 3), ("accounts", 1))),
         Route(RouteMatch(regex="/[a-z]+"), (("accounts", 1),)),

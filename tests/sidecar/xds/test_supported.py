@@ -19,7 +19,7 @@ WITHOUT_EFFECT: Final = {
         "envoy.config.core.v3.TransportSocket name",
         "envoy.config.listener.v3.Filter name",
         "envoy.config.listener.v3.ListenerFilter name",
-        "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter name",
+        "envoy.config.bootstrap.v3.RuntimeLayer name",
         "envoy.config.route.v3.RetryPolicy.RetryHostPredicate typed_config",
     },
     "the sidecar has it without being asked": {
