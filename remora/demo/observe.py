@@ -41,6 +41,8 @@ class Sample:
     """Healthy ones, by callee and version."""
     retried: Counter[tuple[str, str]] = field(default_factory=Counter)
     """By caller and callee."""
+    blind: set[Edge] = field(default_factory=set)
+    """Edges whose sidecar does not tell how calls ended."""
     nodes: int = 0
 
 
@@ -51,8 +53,8 @@ class EdgeView:
     edge: Edge
     rate: float
     """Calls a second."""
-    success: float
-    """Share of calls that ended with OK, 0 to 1."""
+    success: float | None
+    """Share of calls that ended with OK, 0 to 1; None if nobody knows."""
     p50_ms: float
     p95_ms: float
     p99_ms: float
@@ -128,7 +130,7 @@ def compare(old: Sample, new: Sample) -> View:
             yield EdgeView(
                 edge,
                 calls / span,
-                good / calls,
+                None if edge in new.blind else good / calls,
                 p50,
                 p95,
                 p99,
@@ -175,11 +177,13 @@ class Observer:
 
     async def look(self) -> None:
         """Take one sample."""
+        from remora.demo import envoy_stats  # which needs our types
+
         nodes = await self.nodes()
         sample = Sample(monotonic(), nodes=len(nodes))
         texts = await asyncio.gather(*(_scrape(node.admin_address) for node in nodes))
         for node, text in zip(nodes, texts, strict=True):
-            read(text, node.service, node.namespace, sample)
+            (envoy_stats.read if node.engine == "envoy" else read)(text, node.service, node.namespace, sample)
         callees = sorted({callee for _, callee, _ in sample.calls})
         for callee, versions in zip(callees, await asyncio.gather(*map(self._versions, callees)), strict=True):
             sample.instances.update({(callee, version): count for version, count in versions.items()})
@@ -200,5 +204,5 @@ async def _scrape(address: str) -> str:
     """A node's metrics; empty if it does not answer, as a node that was just killed."""
     if not address:
         return ""
-    status, text = await admin.ask(host_port(address, "admin address"), "/metrics")
+    status, text = await admin.ask(host_port(address, "admin address"), "/stats/prometheus")
     return text if status == 200 else ""

@@ -148,11 +148,16 @@ def draw(view: View) -> RenderableType:
     drawn.add_column("the mesh", min_width=15, no_wrap=True, overflow="ellipsis")
     for item in view.edges:
         caller, callee, version = item.edge
-        success = Text(f"{item.success:.1%}", style="green" if item.success > 0.999 else "red")
+        style = "green" if (item.success or 0.0) > 0.999 else "red"
+        success = Text("-") if item.success is None else Text(_share(item), style=style)
         numbers = (f"{item.rate:.1f}", success, f"{item.p50_ms:.1f}", f"{item.p95_ms:.1f}", f"{item.p99_ms:.1f}")
-        drawn.add_row(f"{caller} → {callee} {version}", *numbers, _deeds(item))
+        drawn.add_row(f"{caller} → {callee} {version}".rstrip(), *numbers, _deeds(item))
     title = f"live: {view.nodes} sidecars, last {view.span_s:.0f} s"
     return Group(Rule(title, style="dim", align="left"), drawn)
+
+
+def _share(item: EdgeView) -> str:
+    return "unknown" if item.success is None else f"{item.success:.1%}"
 
 
 def _deeds(item: EdgeView) -> Text:
@@ -168,7 +173,7 @@ def _deeds(item: EdgeView) -> Text:
 def plain(view: View) -> list[str]:
     """The table as lines."""
     lines = [
-        f"  {caller} -> {callee}{' ' + version if version else ''}: {item.rate:.1f} calls/s, {item.success:.1%} success, "
+        f"  {caller} -> {callee}{' ' + version if version else ''}: {item.rate:.1f} calls/s, {_share(item)} success, "
         f"p50 {item.p50_ms:.1f} p95 {item.p95_ms:.1f} p99 {item.p99_ms:.1f} ms"
         + (f"; the mesh {deeds}" if (deeds := _deeds(item).plain) else "")
         for item in view.edges

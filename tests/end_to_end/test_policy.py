@@ -33,9 +33,9 @@ spec: {{selector: {{service: {service}, version: {version}}}}}
 LIMIT: Final = """
 apiVersion: remora.dev/v1
 kind: RateLimitPolicy
-metadata: {name: limit}
+metadata: {{name: limit}}
 spec:
-  targetRefs: [{name: limited}]
+  targetRefs: [{{name: {service}}}]
   requests: 5
   interval: 1h
 """
@@ -97,16 +97,21 @@ def test_calls_to_a_name_that_nobody_has_are_told_so(guests: Mesh) -> None:
     assert 'UNAVAILABLE: no service named "nobody:80" in the mesh' in refusal(caller, caller.stub("nobody:80"))
 
 
-def test_a_rate_limit_refuses_says_why_and_is_gone_when_it_is_deleted(guests: Mesh) -> None:
-    guests.echo("limited-1", "limited")
+@pytest.mark.parametrize("engine", ["remora", "envoy"])
+def test_a_rate_limit_is_in_force_at_once_and_gone_when_it_is_deleted(guests: Mesh, engine: str) -> None:
+    """Also for calls on connections that stood before."""
+    service = f"limited-{engine}"
+    guests.echo("limited-1", service, engine=engine)
     caller = guests.caller()
-    stub = caller.stub("limited:80")
+    stub = caller.stub(f"{service}:80")
     eventually(lambda: refusal(caller, stub) == "")
-    guests.apply(LIMIT, "--wait")
+    guests.apply(LIMIT.format(service=service), "--wait")
     outcomes = [refusal(caller, stub) for _ in range(12)]
     assert outcomes.count("") == 5
     refused = next(text for text in outcomes if text)
-    assert refused.startswith("RESOURCE_EXHAUSTED: ") and "default/limit" in refused, refused
+    assert refused.startswith("RESOURCE_EXHAUSTED: "), refused
+    if engine == "remora":  # Envoy's own words are "local_rate_limited"
+        assert 'rate limit "default/limit"' in refused and "(flag RL)" in refused, refused
     assert guests.remora("delete", "ratelimitpolicy", "limit", "--wait").code == 0
     assert [refusal(caller, stub) for _ in range(12)] == [""] * 12
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from remora.demo import envoy_stats
 from remora.demo.observe import EdgeView, Sample, View, compare, read
 from remora.demo.screen import draw, plain
 from tests.mesh import ROOT, Process, environment, is_alive, tree
@@ -149,6 +150,37 @@ def test_refusals_are_shown_on_the_first_edge_to_the_service_that_they_protect()
             new.calls[caller, "orders.shop", version] = 10
     read(METRICS.format(good=0, bad=0, fast=0, all=0, limited=20, moved=0), "orders", "shop", new)
     assert [edge.refused for edge in compare(old, new).edges if edge.edge[1] == "orders.shop"] == [20.0, 0, 0, 0]
+
+
+ENVOY = """\
+# TYPE envoy_cluster_shop_upstream_rq_total counter
+envoy_cluster_shop_upstream_rq_total{envoy_cluster_name="outbound|warehouse"} 40
+# TYPE envoy_cluster_shop_upstream_rq counter
+envoy_cluster_shop_upstream_rq{envoy_response_code="200",envoy_cluster_name="outbound|warehouse"} 40
+# TYPE envoy_cluster_shop_external_upstream_rq_time histogram
+envoy_cluster_shop_external_upstream_rq_time_bucket{envoy_cluster_name="outbound|warehouse",le="+Inf"} 40
+# TYPE envoy_cluster_upstream_rq_total counter
+envoy_cluster_upstream_rq_total{envoy_cluster_name="control_plane"} 999
+# TYPE envoy_cluster_shop_upstream_rq_retry counter
+envoy_cluster_shop_upstream_rq_retry{envoy_cluster_name="outbound|warehouse"} 3
+# TYPE envoy_http_local_rate_limit_enforced counter
+envoy_http_local_rate_limit_enforced{envoy_local_http_ratelimit_prefix="shop/limit"} 7
+# TYPE envoy_cluster_shop_upstream_rq_time histogram
+envoy_cluster_shop_upstream_rq_time_bucket{envoy_cluster_name="outbound|warehouse",le="1"} 20
+envoy_cluster_shop_upstream_rq_time_bucket{envoy_cluster_name="outbound|warehouse",le="+Inf"} 40
+envoy_cluster_shop_upstream_rq_time_sum{envoy_cluster_name="outbound|warehouse"} 100
+envoy_cluster_shop_upstream_rq_time_count{envoy_cluster_name="outbound|warehouse"} 40
+"""
+
+
+def test_envoys_own_counters_make_the_same_table_without_what_envoy_does_not_know() -> None:
+    new = Sample(1.0)
+    envoy_stats.read(ENVOY, "orders", "shop", new)
+    (edge,) = compare(Sample(0.0), new).edges
+    assert edge.edge == ("orders", "warehouse.shop", "")
+    assert (edge.rate, edge.success, edge.moved, edge.p50_ms) == (40.0, None, 3.0, 1.0)
+    assert new.limited == {"orders.shop": 7}
+    assert plain(View((edge,)))[0].startswith("  orders -> warehouse.shop: 40.0 calls/s, unknown success, p50 1.0 ")
 
 
 def test_edges_without_calls_are_not_shown() -> None:
