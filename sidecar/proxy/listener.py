@@ -119,7 +119,7 @@ class Listener:
     @property
     def calls(self) -> int:
         """Calls that run, and opaque connections."""
-        return sum(downstream.calls for downstream in self.downstreams) + len(self.splices)
+        return sum(downstream.calls for downstream in list(self.downstreams)) + len(self.splices)
 
     @property
     def connections(self) -> int:

@@ -30,6 +30,7 @@ class Proxy:
     def __init__(self, worker: Worker, limits: Limits | None = None) -> None:
         self.worker = worker
         self.limits = limits or Limits()
+        worker.stats.running = self._running
         self.configuration = Configuration()
         self.listeners: dict[str, Listener] = {}
         self.clusters: dict[str, Cluster] = {}
@@ -134,6 +135,10 @@ class Proxy:
             if name not in clusters:
                 cluster.close()
         self.clusters = clusters
+
+    def _running(self) -> tuple[int, int]:
+        listeners = list(self.listeners.values())
+        return sum(each.connections for each in listeners), sum(each.calls for each in listeners)
 
     def _internal_listener(self, cluster_name: str) -> Listener | None:
         """The listener of this process behind a cluster."""

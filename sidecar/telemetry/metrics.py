@@ -77,6 +77,9 @@ class StatsCollector(Collector):
         yield CounterMetricFamily(
             "remora_protocol_errors", "Peers and requests that broke HTTP/2.", value=stats.protocol_errors
         )
+        connections, running = stats.running()
+        yield GaugeMetricFamily("remora_connections", "Connections of clients that are open.", value=connections)
+        yield GaugeMetricFamily("remora_calls_running", "Calls that run, and opaque connections.", value=running)
         ended = CounterMetricFamily(
             "remora_ended", "Connections and calls that were ended because of a time.", labels=["why"]
         )

@@ -4,6 +4,7 @@ A call costs one list look-up and one bisect here; names and labels are put to t
 """
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -59,6 +60,10 @@ class LimitStats:
     would_refuse: int = 0
 
 
+def _nothing_runs() -> tuple[int, int]:
+    return 0, 0
+
+
 @dataclass(slots=True)
 class Stats:
     """All counters of a process."""
@@ -75,6 +80,8 @@ class Stats:
     """Opaque connections by (service, Envoy response flag)."""
     exceeded: dict[str, int] = field(default_factory=dict)
     """By the name of the limit that a peer ran into."""
+    running: Callable[[], tuple[int, int]] = _nothing_runs
+    """Asked at scrape time: connections of clients that are open, and calls that run."""
     connections_refused: int = 0
     detect_timeouts: int = 0
     no_filter_chain: int = 0
