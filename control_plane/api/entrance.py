@@ -21,6 +21,7 @@ from prometheus_client import Counter
 from control_plane.api.budget import WriteBudget
 from control_plane.api.refused import Refused
 from control_plane.registry.registry import InstanceNotFound, TooBusy
+from control_plane.registry.state import Unreadable
 from control_plane.resources import rules, unknown
 from control_plane.store.contract import LeaseNotFound, OverLimit, StoreError, StoreFull
 
@@ -53,6 +54,8 @@ _STATUSES: Final[tuple[tuple[type[Exception], grpc.StatusCode, str], ...]] = (
     (InstanceNotFound, grpc.StatusCode.NOT_FOUND, ""),
     (TooBusy, grpc.StatusCode.UNAVAILABLE, ""),
     (OverLimit, grpc.StatusCode.INVALID_ARGUMENT, ""),
+    (StoreFull, grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
+    (Unreadable, grpc.StatusCode.FAILED_PRECONDITION, "; a later release wrote it, or something else did"),
     (StoreFull, grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
     (StoreError, grpc.StatusCode.UNAVAILABLE, ""),
 )

@@ -14,6 +14,7 @@ from control_plane.api.refused import Refused
 from control_plane.registry import keys, state
 from control_plane.registry.mirror import Mirror
 from control_plane.registry.registry import DEFAULT_TTL_S, Registry
+from control_plane.registry.state import State
 from control_plane.resources import kinds
 from control_plane.resources.check import check
 from control_plane.store.contract import Compare, Delete, Put, Store
@@ -99,6 +100,10 @@ class Resources(api_pb2_grpc.ResourcesServicer):
                 if applied.outcome != api_pb2.ApplyResponse.UNCHANGED:
                     applied.resource.metadata.resource_version = response.revision
         conditions = self._conditions()
+        if request.dry_run:
+            now = self._mirror.state
+            supposed = {state.key_of(applied.resource): applied.resource for applied in response.applied}
+            conditions = Conditions(State(now.revision, {**now.resources, **supposed}, now.instances))
         for applied in response.applied:
             applied.resource.status.CopyFrom(conditions.status(applied.resource))
         return response
@@ -155,7 +160,7 @@ class Resources(api_pb2_grpc.ResourcesServicer):
             now = self._mirror.state
             fresh = {key: resource for key, resource in now.resources.items() if key.startswith(prefix)}
             for key, resource in fresh.items():
-                if known.get(key) != resource:
+                if known.get(key) is not resource and known.get(key) != resource:
                     yield api_pb2.WatchEvent(resource=self._shown(resource), revision=now.revision)
             for key, resource in known.items():
                 if key not in fresh:
@@ -177,9 +182,9 @@ class Resources(api_pb2_grpc.ResourcesServicer):
     def _why_not(self, revision: int) -> str:
         now = self._mirror.state.revision
         if now < revision:
-            since = f" for {self._mirror.stale_s:.0f} s" if self._mirror.stale_s else ""
-            away = f"; the store cannot be reached{since}" if self._mirror.stale_since is not None else ""
-            return f"revision {revision} has not been reached; revision {now} is served{away}"
+            stale_s = self._mirror.stale_s
+            away = f"; the store has not been reached for {stale_s:.0f} s" if stale_s else ""
+            return f"revision {revision} is not served yet; revision {now} is{away}"
         behind = self._ads.behind(revision)
         named = "; ".join(map(_why_behind, behind[:MAX_NAMED]))
         rest = f"; and {len(behind) - MAX_NAMED} more" if len(behind) > MAX_NAMED else ""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from control_plane.registry import keys
+from control_plane.registry.state import read_instance
 from control_plane.resources.kinds import DEFAULT_NAMESPACE
 from control_plane.store.contract import Compare, Delete, LeaseNotFound, Put, Store
 from proto.mesh.v1 import service_pb2
@@ -64,7 +65,7 @@ class Registry:
             item = await self._store.get(key)
             if item is None:
                 raise InstanceNotFound(f"no instance {instance_id} of {service}.{namespace or DEFAULT_NAMESPACE}")
-            instance = service_pb2.Instance.FromString(item.value)
+            instance = read_instance(item)
             if instance.health == health:
                 return item.mod_revision
             instance.health = health

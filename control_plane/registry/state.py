@@ -79,15 +79,21 @@ def stored(resource: api_pb2.Resource) -> bytes:
 
 
 def read_instance(item: KeyValue) -> service_pb2.Instance:
-    """An instance from its stored form. Raises DecodeError."""
-    return service_pb2.Instance.FromString(item.value)
+    """An instance from its stored form. Raises Unreadable."""
+    try:
+        return service_pb2.Instance.FromString(item.value)
+    except DecodeError:
+        raise Unreadable(f"what is stored as {_shown(item.key)} is no instance") from None
 
 
 def read(item: KeyValue) -> api_pb2.Resource:
-    """A resource from its stored form. Raises DecodeError, Unreadable."""
-    resource = api_pb2.Resource.FromString(item.value)
+    """A resource from its stored form. Raises Unreadable."""
+    try:
+        resource = api_pb2.Resource.FromString(item.value)
+    except DecodeError:
+        raise Unreadable(f"what is stored as {_shown(item.key)} is no resource") from None
     if resource.WhichOneof("spec") is None:
-        raise Unreadable("it is of a kind that this release does not know")
+        raise Unreadable(f"what is stored as {_shown(item.key)} is of a kind that this release does not know")
     resource.metadata.resource_version = item.mod_revision
     return resource
 
@@ -108,9 +114,12 @@ def _readable(items: Iterable[KeyValue], parse: Callable[[KeyValue], T]) -> Iter
     for item in items:
         try:
             yield item.key, parse(item)
-        except (DecodeError, Unreadable) as error:
-            key = item.key.decode(errors="replace")
-            log.error("%s in revision %d is left out: %s", key, item.mod_revision, error)
+        except Unreadable as error:
+            log.error("left out of revision %d: %s", item.mod_revision, error)
+
+
+def _shown(key: bytes) -> str:
+    return key.decode(errors="backslashreplace")
 
 
 def advance(state: State, events: Iterable[Event]) -> State:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-MAX_SHOWN: Final = 80
+MAX_SHOWN: Final = 130
 """Characters of a value in a message."""
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
+from control_plane.resources.errors import quoted
 from proto.mesh.v1 import api_pb2
 
 REMORA: Final = "remora.dev/v1"
@@ -45,4 +46,5 @@ def named(text: str) -> Kind | None:
 def describe(resource: api_pb2.Resource) -> str:
     """`KIND NAMESPACE/NAME`, for messages."""
     metadata = resource.metadata
-    return f"{of(resource).name} {metadata.namespace or DEFAULT_NAMESPACE}/{metadata.name}"
+    name = quoted(f"{metadata.namespace or DEFAULT_NAMESPACE}/{metadata.name}")
+    return f"{of(resource).name} {name[1:-1]}"
