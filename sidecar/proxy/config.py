@@ -289,6 +289,8 @@ class HttpManager:
     """A call in which neither side has sent anything for so long is ended; 0 is never. Found within a quarter of it."""
     max_stream_duration_s: float = 0.0
     """Longest time from a call's first header to its end; 0 is none."""
+    delayed_close_s: float = 1.0
+    """A client that broke the protocol gets so long to read why, before its socket is cut (Envoy: delayed_close_timeout)."""
     drain_timeout_s: float = 5.0
     """A client that was asked to go elsewhere opens no more calls once it answers our PING, and at the latest after so long."""
 

@@ -23,8 +23,6 @@ from sidecar.telemetry.stats import CallStats
 if TYPE_CHECKING:
     from sidecar.proxy.listener import Listener
 
-LINGER_S: Final = 1.0
-"""A client that broke the protocol gets so long to read why, before its socket is cut."""
 FAREWELL_S: Final = 5.0
 """A client that was sent elsewhere gets so long to read its last answer and to close."""
 
@@ -55,6 +53,8 @@ class Downstream(Handler, Peer):
         self._transport: asyncio.Transport | None = None
         self.drain_timeout_s = 5.0
         """A client that was asked to go elsewhere and does not answer our PING is taken at its word after so long."""
+        self.delayed_close_s = 1.0
+        """A client that broke the protocol gets so long to read why, before its socket is cut."""
         self._early_resets = 0
         self._lengths: dict[int, int] = {}
         """Bytes still expected, for requests that declared a content-length."""
@@ -106,7 +106,7 @@ class Downstream(Handler, Peer):
         self._end_calls()
         if transport.can_write_eof():  # TLS cannot close one direction alone
             transport.write_eof()
-        self.worker.loop.call_later(LINGER_S if self.conn.close_reason else FAREWELL_S, transport.abort)
+        self.worker.loop.call_later(self.delayed_close_s if self.conn.close_reason else FAREWELL_S, transport.abort)
 
     def eof_received(self) -> None:
         """The client sends no more: asyncio closes the transport."""

@@ -144,6 +144,7 @@ class Listener:
         else:
             downstream = Downstream(self, self.worker, chain.cache, stats, settings, self.limits)
         downstream.drain_timeout_s = manager.drain_timeout_s
+        downstream.delayed_close_s = manager.delayed_close_s
         downstream.adopt(transport, data)
         chain.watch()
 

@@ -262,6 +262,7 @@ def http_manager(message: Any, path: str) -> HttpManager:
             message.common_http_protocol_options, message.http2_protocol_options, f"{path}.http2_protocol_options"
         ),
         stream_idle_timeout_s=seconds_or(message, "stream_idle_timeout", 300.0),
+        delayed_close_s=seconds_or(message, "delayed_close_timeout", 1.0),
         drain_timeout_s=seconds_or(message, "drain_timeout", 5.0),
         max_stream_duration_s=seconds_or(message.common_http_protocol_options, "max_stream_duration", 0.0),
     )

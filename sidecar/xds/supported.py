@@ -127,7 +127,8 @@ FIELDS: Final[dict[str, str]] = {
     "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy": "stat_prefix cluster idle_timeout max_connect_attempts",
     _LISTENER + "Filter": "name typed_config",
     _HCM + "HttpConnectionManager": "stat_prefix codec_type rds route_config http_filters upgrade_configs "
-    "http2_protocol_options common_http_protocol_options stream_idle_timeout drain_timeout",
+    "http2_protocol_options common_http_protocol_options stream_idle_timeout drain_timeout "
+    "delayed_close_timeout",
     _HCM + "HttpConnectionManager.UpgradeConfig": "upgrade_type enabled",
     _HCM + "Rds": "config_source route_config_name",
     _HCM + "HttpFilter": "name typed_config",

@@ -1,13 +1,14 @@
 """Case files: what they may hold, read and checked, so that a slip of the pen is an error and not a test that tests nothing."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from ruamel.yaml import YAML
 
 FOLDER: Final = Path(__file__).parent / "cases"
-_FILE_KEYS: Final = frozenset(("about", "bootstrap", "backends", "cases"))
+_FILE_KEYS: Final = frozenset(("about", "bootstrap", "backends", "warm", "cases"))
 _CASE_KEYS: Final = frozenset(
     (
         "name",
@@ -22,6 +23,7 @@ _CASE_KEYS: Final = frozenset(
         "differs",
         "spread",
         "patience",
+        "is_warm",
     )
 )
 
@@ -52,6 +54,8 @@ class Case:
     """The heading in docs/differences.md that says why the engines differ here; empty if they agree."""
     spread: tuple[tuple[str, float], ...] = ()
     """Share of the calls by backend; compared by chi-square."""
+    is_warm: bool = False
+    """A call goes before, which is not looked at: the engine has a connection to its upstream then."""
     patience: float = 3.0
     """Seconds to wait for streams to end; shorter where none is expected."""
 
@@ -93,7 +97,7 @@ def load(path: Path) -> CaseFile:
     backends = tuple(
         (name, tuple(((told or {}).get("announce") or {}).items())) for name, told in document["backends"].items()
     )
-    cases = tuple(_case(path.stem, item) for item in document["cases"])
+    cases = tuple(_case(path.stem, {"is_warm": document.get("warm", False), **item}) for item in document["cases"])
     names = [case.name for case in cases]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
@@ -129,9 +133,11 @@ def _case(file: str, item: Any) -> Case:
         differs=item.get("differs", ""),
         spread=tuple(item.get("spread", {}).items()),
         patience=item.get("patience", 3.0),
+        is_warm=item["is_warm"],
     )
 
 
+@cache
 def all_files(folder: Path = FOLDER) -> list[CaseFile]:
     """Every case file of a folder; a file without `cases` is a bootstrap that others name."""
     return [load(path) for path in sorted(folder.glob("*.yaml")) if "\ncases:" in path.read_text(encoding="utf-8")]

@@ -86,6 +86,8 @@ class Client:
 
     async def run(self) -> Outcome:
         """The whole script, then wait until all is settled."""
+        if self._case.is_warm:
+            await self._warm_up()
         for name, backend in self._backends.items():
             backend.begin(list(dict(self._case.backend).get(name, ())))
         try:
@@ -99,6 +101,16 @@ class Client:
                 conn.close()
             for backend in self._backends.values():
                 backend.finish()
+
+    async def _warm_up(self) -> None:
+        for backend in self._backends.values():
+            backend.begin([])
+        conn = Wire(is_server=False)
+        await asyncio.get_running_loop().create_connection(lambda: conn, "127.0.0.1", self._port)
+        conn.hello()
+        seen = self._start(conn, {})
+        await self._wait(conn, lambda: seen.is_over)
+        conn.close()
 
     # -- steps --------------------------------------------------------------------------------------
 

@@ -110,6 +110,8 @@ class Seen:
     have_reset: bool = False
     is_cut: bool = False
     """The connection ended first."""
+    is_gone: bool = False
+    """The connection has ended."""
 
     @property
     def is_over(self) -> bool:
@@ -119,7 +121,7 @@ class Seen:
     @property
     def is_done(self) -> bool:
         """Nothing more can come, and nothing more is to be sent."""
-        return self.reset is not None or self.is_cut or self.have_reset or (self.is_ended and self.have_ended)
+        return self.reset is not None or self.is_gone or self.have_reset or (self.is_ended and self.have_ended)
 
     def header(self, name: str) -> str | None:
         """The first value of a header or trailer."""
@@ -191,6 +193,7 @@ class Wire(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_closed = True
         for seen in self.streams.values():
+            seen.is_gone = True
             if not seen.is_over:
                 seen.is_cut = True
         self._wake()
