@@ -44,8 +44,8 @@ class Limit:
         )
 
 
-_Place = tuple[str, str, str, LocalRateLimit]
-"""Filter, virtual host, route, by name, and the configuration: what stays the same from one configuration to the next."""
+_Place = tuple[int, str, str, LocalRateLimit]
+"""Number of the filter, virtual host and route by name, and the configuration: what stays the same from one configuration to the next."""
 
 
 class LimitBook:
@@ -60,36 +60,36 @@ class LimitBook:
         now: float,
         before: "LimitBook | None" = None,
     ) -> None:
-        self._filters = filters
+        self._count = len(filters)
         self._table = table  # held: its parts are looked up by identity, as comparing whole virtual hosts is dear
         self._places: dict[_Place, Limit] = {}
-        self._limits: dict[tuple[str, int], Limit] = {}
-        """By filter and the identity of the virtual host or route that configures it; 0 is the filter itself."""
-        names = {http_filter.name for http_filter in filters}
+        self._limits: dict[tuple[int, int], Limit] = {}
+        """By number of the filter and identity of the virtual host or route that configures it; 0 is the filter itself."""
 
-        def keep(owner: int, name: str, host: str, route: str, config: LocalRateLimit) -> None:
-            if name in names:
-                place = (name, host, route, config)
-                limit = before._places.get(place) if before is not None else None
-                limit = limit or Limit(config, stats.of_limit(config.stat_prefix), chance, now)
-                self._limits[name, owner] = self._places[place] = limit
+        def keep(owner: int, number: int, host: str, route: str, config: LocalRateLimit) -> None:
+            place = (number, host, route, config)
+            limit = before._places.get(place) if before is not None else None
+            limit = limit or Limit(config, stats.of_limit(config.stat_prefix), chance, now)
+            self._limits[number, owner] = self._places[place] = limit
 
-        for http_filter in filters:
+        for number, http_filter in enumerate(filters):
             if http_filter.limit is not None:
-                keep(0, http_filter.name, "", "", http_filter.limit)
-        for host in table.virtual_hosts if table is not None else ():
-            for name, config in host.overrides:
-                keep(id(host), name, host.name, "", config)
-            for number, route in enumerate(host.routes):
-                for name, config in route.overrides:
-                    keep(id(route), name, host.name, route.name or str(number), config)
+                keep(0, number, "", "", http_filter.limit)
+            for host in table.virtual_hosts if table is not None else ():
+                for name, config in host.overrides:
+                    if name == http_filter.name:
+                        keep(id(host), number, host.name, "", config)
+                for place, route in enumerate(host.routes):
+                    for name, config in route.overrides:
+                        if name == http_filter.name:
+                            keep(id(route), number, host.name, route.name or str(place), config)
 
     def of(self, host: VirtualHost, route: Route) -> tuple[Limit, ...]:
         """The limits for calls on a route: of each filter its most specific configuration."""
         found: list[Limit] = []
-        for http_filter in self._filters:
+        for number in range(self._count):
             for owner in (id(route), id(host), 0):
-                limit = self._limits.get((http_filter.name, owner))
+                limit = self._limits.get((number, owner))
                 if limit is not None:
                     found.append(limit)
                     break
