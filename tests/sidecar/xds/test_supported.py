@@ -56,7 +56,6 @@ WITHOUT_EFFECT: Final = {
         "envoy.config.endpoint.v3.Endpoint hostname",
     },
     "a label": {
-        "envoy.config.bootstrap.v3.RuntimeLayer name",
         "envoy.config.core.v3.EnvoyInternalAddress endpoint_id",
         "envoy.config.endpoint.v3.ClusterLoadAssignment cluster_name",
     },
