@@ -95,7 +95,7 @@ class Process:
         self._popen = subprocess.Popen(
             words,
             cwd=ROOT,
-            env={**os.environ, **variables},
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", **variables},  # a start compiles no modules but the first time
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,
