@@ -125,12 +125,13 @@ def _run(rows: tuple[Row, ...], names: list[str], plan: Plan) -> Document:
         def on_step(text: str) -> None:
             progress.update(task, advance=1, description=text)
 
-        bench = Bench(processes, plan, on_step)
+        def on_row(result: Result) -> None:
+            _set_aside(result, missing)
+            _show_row(report.document([result], plan, date=date, machine={}, versions={}, missing={})["rows"][0])
+
+        bench = Bench(processes, plan, on_step, on_row)
         for setup, of_setup in by_setup(rows):
-            for result in bench.setup(setup, of_setup, names):
-                _set_aside(result, missing)
-                results.append(result)
-                _show_row(report.document([result], plan, date=date, machine={}, versions={}, missing={})["rows"][0])
+            results += bench.setup(setup, of_setup, names)
     facts["others"] = f"{others.cores():.2f}"
     for name, why in missing.items():
         notices.print(f"[bold red]NOT MEASURED: {name}: {why}[/]", highlight=False)

@@ -143,10 +143,14 @@ def _costs(before: Counters, after: Counters, cpu_s: float, streams: int) -> Sam
 class Bench:
     """Measures the rows of a setup, on ways that it starts and ends."""
 
-    def __init__(self, processes: Processes, plan: Plan, on_step: Callable[[str], None]) -> None:
+    def __init__(
+        self, processes: Processes, plan: Plan, on_step: Callable[[str], None], on_row: Callable[[Result], None]
+    ) -> None:
         self._processes = processes
         self._plan = plan
         self._on_step = on_step
+        self._on_row = on_row
+        """Told of a row when a batch of ways has been measured."""
         self._marks = count(1)
         self._recorded: dict[int, dict[tuple[str, str], bytes]] = {}
 
@@ -177,6 +181,7 @@ class Bench:
         for result in results:
             if result.row.scenario.timeline is not None:
                 self._rounds(result, targets)
+            self._on_row(result)
 
     def _start(self, setup: Setup, way: str) -> Target:
         name, _, variant = way.partition("/")

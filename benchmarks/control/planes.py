@@ -25,6 +25,8 @@ from proto.mesh.v1 import api_pb2, api_pb2_grpc
 
 GOPLANE_SOURCE: Final = ROOT / "benchmarks" / "control" / "goplane"
 GOPLANE: Final = ROOT / ".tools" / "bin" / "goplane"
+OUTBOUND: Final = "outbound"
+"""The routes to all services."""
 CALL_TIMEOUT_S: Final = 120.0
 RECORD_TIMEOUT_S: Final = 120.0
 QUIET_S: Final = 0.3
@@ -114,7 +116,7 @@ class GoControlPlane:
                 key = (ENDPOINTS, f"outbound|{change.service}.{mesh.NAMESPACE}")
                 self._resources[key] = _with_instance(self._resources[key], change)
             case Reroute():
-                [key] = [key for key in self._resources if key[0] == ROUTES]
+                key = (ROUTES, OUTBOUND)
                 self._resources[key] = _with_match(self._resources[key], change)
         body = _response([(key[0], self._resources[key])])
         return lambda: self._knob.post(body)
