@@ -23,7 +23,9 @@ async def test_h2spec_passes_whole_and_strict(tmp_path: Path) -> None:
     # Some cases wait for data, and some requests never end.
     backend.begin([[{"headers": [":status: 200"]}, {"data": "hello"}, {"trailers": ["grpc-status: 0"]}]])
     [port] = free_ports(1)
-    bootstrap = bootstraps.static([bootstraps.listener("main", port, "a")], [bootstraps.cluster("a", backend.port)])
+    bootstrap = bootstraps.static(
+        [bootstraps.listener("main", port, "a", codec_type="HTTP2")], [bootstraps.cluster("a", backend.port)]
+    )
     engine = engines.start("remora", bootstrap, [port], tmp_path)
     report = tmp_path / "report.xml"
     try:
