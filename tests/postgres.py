@@ -25,6 +25,7 @@ class Postgres:
         self.directory = directory
         self.process = process
         self._numbers = itertools.count()
+        self._returned: list[str] = []
 
     def new_database(self) -> str:
         """An SQLAlchemy URL of a fresh database."""
@@ -32,6 +33,20 @@ class Postgres:
         with psycopg.connect(self._dsn("postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")
         return f"postgresql+psycopg://postgres@/{name}?host={self.directory}"
+
+    def borrow(self) -> str:
+        """An SQLAlchemy URL of an empty database that may have been used before: cheaper, if there are many."""
+        try:
+            url = self._returned.pop()
+        except IndexError:
+            return self.new_database()
+        with psycopg.connect(self._dsn(url.partition("@/")[2].partition("?")[0]), autocommit=True) as connection:
+            connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        return url
+
+    def give_back(self, url: str) -> None:
+        """Nobody uses it any more, and nothing in it is in doubt."""
+        self._returned.append(url)
 
     def _dsn(self, database: str) -> str:
         return f"host={self.directory} user=postgres dbname={database}"
