@@ -24,7 +24,7 @@ from control_plane.resources import rules
 from proto.mesh.v1 import service_pb2
 from remora import environment, exits
 from remora.addresses import UsageError
-from remora.agent import admin, child
+from remora.agent import admin, child, terminal
 from remora.agent.bootstrap import NodeSpec, envoy
 from remora.agent.registration import Probe, Refused, Registration
 
@@ -239,6 +239,7 @@ class Agent:
         registration = Registration(server, instance, spec.ttl_s, Probe(self._app_port))
         registering = asyncio.create_task(registration.run(say))
         ended = asyncio.create_task(program.wait())
+        lending = [asyncio.create_task(terminal.lend(program.pid))] if terminal.is_there() else []
         try:
             await self._until_stop(program, ended, registering)
             if registering.done():
@@ -259,7 +260,9 @@ class Agent:
             registering.cancel()
             if program.returncode is None:
                 program.kill()
-            await asyncio.gather(ended, registering, return_exceptions=True)
+            for task in lending:
+                task.cancel()
+            await asyncio.gather(ended, registering, *lending, return_exceptions=True)
             await registration.close()
 
     async def _until_stop(

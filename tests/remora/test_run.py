@@ -1,8 +1,15 @@
 """The life of a program under `remora run`: what it is given, when others find it, how it ends."""
 
+import fcntl
 import os
+import pty
+import select
 import signal
+import subprocess
 import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -147,15 +154,65 @@ def test_a_stopped_instance_leaves_at_once_and_no_call_fails(guests: Mesh, engin
     assert stays.is_running and "did not" not in leaves.err and "not every caller" not in leaves.err
 
 
-def test_ctrl_c_in_a_terminal_reaches_only_us_so_that_the_program_is_drained(guests: Mesh) -> None:
-    process = guests.echo("typed-1", "typed")
-    stub = guests.caller().stub("typed:80")
-    eventually(lambda: _answers(stub))
-    call = stub.Slow.future(messages.Wait(milliseconds=700), timeout=20)
-    assert _answers(stub)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all that stand in its foreground
-    assert call.result().instance == "typed-1"
-    assert process.wait() == 0
+@contextmanager
+def typist(mesh: Mesh, *words: str) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
+    """A command on a terminal of its own, and the side where a person types and reads."""
+    person, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "remora", *words],
+        stdin=terminal, stdout=terminal, stderr=terminal, env=mesh.environment(), start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(terminal)
+    try:
+        yield process, person
+    finally:
+        for pid in tree(process.pid) if process.poll() is None else []:
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+        os.close(person)
+
+
+def read_until(person: int, text: str) -> None:
+    """What the terminal shows, until it holds a text."""
+    seen = b""
+
+    def look() -> bool:
+        nonlocal seen
+        while select.select([person], [], [], 0)[0]:
+            try:
+                more = os.read(person, 4096)
+            except OSError:  # nobody has the other side open any more
+                break
+            if not more:
+                break
+            seen += more
+        return text.encode() in seen
+
+    eventually(look, timeout_s=20, message=f"no {text!r} in {seen!r}")
+
+
+def test_a_program_that_reads_from_the_terminal_gets_it(guests: Mesh) -> None:
+    code = "import os; print('name?', flush=True); print('hello ' + input()); print(os.tcgetpgrp(0) == os.getpgrp())"
+    with typist(guests, "run", "--service", "reader", "--", sys.executable, "-c", code) as (process, person):
+        read_until(person, "name?")
+        os.write(person, b"mesh\n")
+        read_until(person, "hello mesh")
+        assert process.wait(20) == 0
+
+
+def test_ctrl_c_on_a_terminal_drains_a_server(guests: Mesh) -> None:
+    words = ("run", "--service", "served", "--instance", "served-1", "--", sys.executable, SERVER)
+    with typist(guests, *words) as (process, person):
+        guests.until_healthy("served-1", service="served")
+        stub = guests.caller().stub("served:80")
+        eventually(lambda: _answers(stub))
+        call = stub.Slow.future(messages.Wait(milliseconds=700), timeout=20)
+        assert _answers(stub)
+        os.write(person, b"\x03")
+        assert call.result().text == "done"
+        assert process.wait(20) == 0
+    assert guests.instances("served") == []
 
 
 def test_a_second_signal_cuts_the_wait_short(guests: Mesh) -> None:
