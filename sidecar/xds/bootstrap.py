@@ -40,7 +40,8 @@ def load(path: Path) -> Bootstrap:
             raise ConfigError(str(path), f"{size} bytes; at most {MAX_FILE_BYTES} are read (RMR0120)")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), f"cannot be read: {error} (RMR0120)") from None
+        reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise ConfigError(str(path), f"cannot be read: {reason} (RMR0120)") from None
     try:
         document = YAML(typ="safe").load(text)
     except YAMLError as error:

@@ -111,7 +111,7 @@ WRONG: Final[dict[str, str]] = {
     "run --service echo --ttl soon -- true": '--ttl: "soon" is no duration',
     "run --service echo -- /no/such/program": 'cannot start "/no/such/program": there is no such program',
     "sidecar": "missing option '--config'",
-    "sidecar -c /no/such/file": "/no/such/file",
+    "sidecar -c /no/such/file": "/no/such/file: cannot be read: no such file or directory",
     "bootstrap": "missing option '--service'",
     "bootstrap --service echo --engine nginx": '--engine: "nginx" is not known; known: remora, envoy, grpc',
     "bootstrap --service echo --inbound nowhere": '--inbound: "nowhere" is not HOST:PORT',
