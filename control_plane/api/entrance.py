@@ -76,12 +76,11 @@ class _Method:
 class Entrance(grpc.aio.ServerInterceptor):
     """One for a server; `requests` counts its calls."""
 
-    def __init__(self, writes: WriteBudget | None = None, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(self) -> None:
         self.requests = Counter(
             "remora_control_plane_requests", "Calls that have ended.", ["method", "code"], registry=None
         )
-        self._writes = writes or WriteBudget(MAX_WRITES_PER_S, MAX_WRITES_AT_ONCE)
-        self._max_waiting = max_waiting
+        self._writes = WriteBudget(MAX_WRITES_PER_S, MAX_WRITES_AT_ONCE)
         self._waiting = 0
 
     async def intercept_service(
@@ -160,8 +159,8 @@ class Entrance(grpc.aio.ServerInterceptor):
         waits = method.name in _WAIT
         code = grpc.StatusCode.OK
         try:
-            if waits and self._waiting >= self._max_waiting:
-                text = f"{self._waiting} calls are waiting already; at most {self._max_waiting} may"
+            if waits and self._waiting >= MAX_WAITING:
+                text = f"{self._waiting} calls are waiting already; at most {MAX_WAITING} may"
                 raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
             self._waiting += waits
             try:

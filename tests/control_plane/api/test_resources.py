@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from control_plane.resources.load import load
 from control_plane.translate.snapshot import LISTENER, ROUTES
 from proto.mesh.v1 import api_pb2
+from tests.control_plane.api.refusals import refused
 from tests.control_plane.plane import Node, Plane
 from tests.waiting import eventually_async
 
@@ -56,13 +57,6 @@ def conditions(resource: api_pb2.Resource) -> dict[str, str]:
         item.type: " ".join(filter(None, (item.status, item.reason, item.message)))
         for item in resource.status.conditions
     }
-
-
-async def refused(call: Any) -> tuple[grpc.StatusCode, str]:
-    """How a call is refused."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value.code(), caught.value.details() or ""
 
 
 async def get(plane: Plane, kind: str, name: str, namespace: str = "shop") -> api_pb2.Resource:

@@ -75,6 +75,10 @@ class Outage:
         """From now on nothing works, and running watches break at their next event."""
         self._is_away = True
 
+    async def breaks_watches(self) -> None:
+        """Let running watches notice now, by an event that concerns nobody."""
+        await self._store.txn((), [Put(b"/remora/v1/noise", b"")])
+
     async def come_back(self) -> None:
         self._is_away = False
 
