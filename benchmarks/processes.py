@@ -95,7 +95,8 @@ class Process:
         self._popen = subprocess.Popen(
             words,
             cwd=ROOT,
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", **variables},  # a start compiles no modules but the first time
+            # Python keeps its bytecode, as where it is installed: else each start would compile our modules again.
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", **variables},
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,
