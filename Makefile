@@ -12,7 +12,7 @@ HOT := $(shell sed -n 's/^ *"\(sidecar.*\.py\)",$$/\1/p' setup.py)
 COMPILED := build/compiled/.stamp
 
 
-.PHONY: help install compile tools proto demo demo-picture test test-pure test-slow lint bench bench-control clean lock
+.PHONY: help install compile tools proto demo demo-picture test test-pure test-slow test-transactions lint bench bench-control clean lock
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,6 +63,9 @@ test-pure: install ## the sidecar's tests on plain Python instead of the compile
 
 test-slow: install tools ## the slow tests: load, soak
 	@$(BIN)/python -m pytest -m slow
+
+test-transactions: install ## kill every process of a transaction at every step, and break the library on purpose (half an hour)
+	@$(BIN)/python -m pytest tests/apps/transactions
 
 lint: install ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check .

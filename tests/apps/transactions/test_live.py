@@ -129,6 +129,29 @@ async def test_who_begins_again_what_was_taken_back_is_told_so(shop: World) -> N
         await tcc.__aexit__(None, None, None)
 
 
+async def test_a_branch_is_added_before_it_is_called(shop: World) -> None:
+    tcc = await shop.one.client.tcc("g").__aenter__()
+    at = shop.accounts
+    with pytest.raises(grpc.aio.AioRpcError, match="characters that are not allowed"):
+        await tcc.call(
+            "no such name",
+            at.url("Reserve"),
+            request("reader", -30),
+            confirm=at.url("Confirm"),
+            cancel=at.url("Cancel"),
+        )
+    assert bank.ledger(at.database) == [], "a branch that the coordinator does not know of was not called"
+
+
+async def test_a_decision_is_durable_before_anybody_is_told(shop: World) -> None:
+    tcc = await shop.one.client.tcc("g").__aenter__()
+    await reserve(shop, tcc)
+    await shop.one.client.stub.Submit(pb.SubmitRequest(gid="g"))
+    with shop.one.database.connect() as connection:
+        stored = connection.exec_driver_sql("SELECT state FROM tx_log").scalar_one()
+    assert stored in ("finishing", "succeeded")
+
+
 # Two-phase message
 
 
