@@ -19,7 +19,7 @@ from benchmarks.fleet import Fleet
 from benchmarks.measure import METRICS
 from benchmarks.processes import ROOT, Processes
 from benchmarks.proxies import PROXIES
-from benchmarks.report import Document
+from benchmarks.report import OTHERS_CORES, Document
 from benchmarks.rows import ROWS, Row
 from benchmarks.run import Result, measure, usable_ways, waits_for_us
 
@@ -27,9 +27,6 @@ OUTPUT: Final = ROOT / "docs" / "benchmarks"
 ROUNDS: Final = 5
 QUICK_ROUNDS: Final = 2
 QUICK_SCALE: Final = 0.25
-
-OTHERS_CORES: Final = 0.2
-"""Used by other programs: from here on the run says so loudly."""
 
 EXIT_DONE: Final = 0
 EXIT_FAILED: Final = 1

@@ -16,6 +16,8 @@ Document = dict[str, Any]
 
 SCHEMA: Final = 1
 
+OTHERS_CORES: Final = 0.2
+"""Used by other programs during a run: from here on it is said wherever the figures are."""
 SATURATED_CORES: Final = 0.9
 """Below, it was the load that had enough: the proxy could do more."""
 
@@ -247,4 +249,5 @@ _HOW: Final = """## How it is measured
 - The open loop starts calls at times drawn before (Poisson), whatever the answers; latency counts from the time at which a call should have started. The rate is half of what the slower of sidecar and Envoy can take.
 - *Calls per second* with a ≥: the proxy used less than 0.9 of its core, as load and backend on the other ones could not do more.
 - A client's first calls cost a proxy more than later ones, and each load opens new connections: part of the figures, the more so the fewer calls there are (`--quick`).
+- On a busy machine more calls share a wake-up of the proxy, so each costs less, and latencies mean little: other programs should be quiet.
 - Every call is checked: its status, and that all bytes came back. A way with a failed call has no figure."""
