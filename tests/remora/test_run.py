@@ -230,6 +230,20 @@ def test_a_second_signal_cuts_the_wait_short(guests: Mesh) -> None:
     assert guests.instances("urgent") == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["remora", "envoy"])
+def test_a_call_that_takes_longer_than_the_lease_is_finished_in_a_drain(guests: Mesh, engine: str) -> None:
+    service = f"long-{engine}"
+    process = guests.echo("long-1", service, options=("--ttl", f"{LEASE_S}s"), STOP_S="1")
+    stub = guests.caller(engine).stub(f"{service}:80")
+    eventually(lambda: _answers(stub))
+    call = stub.Slow.future(messages.Wait(milliseconds=2000 * LEASE_S), timeout=30)
+    assert _answers(stub)
+    process.send(signal.SIGTERM)
+    assert call.result().instance == "long-1"
+    assert process.wait() == 0
+
+
 def test_a_killed_instance_is_gone_within_its_lease(guests: Mesh) -> None:
     guests.echo("survivor", "killed", is_awaited=False)
     victim = guests.echo("victim", "killed", options=("--ttl", f"{LEASE_S}s"), is_awaited=False)
