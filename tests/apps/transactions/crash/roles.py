@@ -11,7 +11,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -28,6 +28,8 @@ from apps.transactions.xa import ask, keep_resolving
 from tests.apps.transactions import bank
 
 COORDINATOR: Final = "coordinator"
+SECOND: Final = "second"
+"""Another replica of the coordinator, on the same log."""
 ACCOUNTS: Final = "accounts"
 SHOP: Final = "shop"
 INITIATOR: Final = "initiator"
@@ -50,6 +52,8 @@ class Point:
     nth: int
     """Of this crossing, since the process began."""
     victim: str
+    is_pause: bool = False
+    """The victim is stopped, as by a debugger or a full host, and goes on when others have taken its work over."""
 
     def __str__(self) -> str:
         by = "" if self.victim == self.role else f" kills {self.victim}"
@@ -77,6 +81,10 @@ class Run:
 
     def pid_file(self, role: str) -> Path:
         return self.directory / f"{role}.pid"
+
+    @property
+    def has_second(self) -> bool:
+        return SECOND in self.ports
 
     def fired(self, index: int) -> Path:
         return self.directory / f"fired-{index}"
@@ -110,19 +118,21 @@ def _watch(role: str, run: Run) -> None:
                 is_armed = index == 0 or run.fired(index - 1).exists()
                 if is_armed and not run.fired(index).exists():
                     run.fired(index).touch()
-                    _kill(run, point.victim)
+                    _strike(run, point)
 
     seam.install(hook)
 
 
-def _kill(run: Run, victim: str) -> None:
+def _strike(run: Run, point: Point) -> None:
     with contextlib.suppress(ProcessLookupError):  # dead already
-        os.kill(int(run.pid_file(victim).read_text()), signal.SIGKILL)
+        number = signal.SIGSTOP if point.is_pause else signal.SIGKILL
+        os.kill(int(run.pid_file(point.victim).read_text()), number)
 
 
 async def _coordinator(role: str, run: Run) -> None:
-    listen = f"127.0.0.1:{run.ports[COORDINATOR]}"
-    code = await serve(Arguments(listen, run.databases[COORDINATOR], 0, SETTINGS, False), asyncio.Event())
+    listen = f"127.0.0.1:{run.ports[role]}"
+    settings = replace(SETTINGS, name=role, session_ttl_s=0.6 if run.has_second else SETTINGS.session_ttl_s)
+    code = await serve(Arguments(listen, run.databases[COORDINATOR], 0, settings, False), asyncio.Event())
     raise SystemExit(code)
 
 
@@ -254,7 +264,13 @@ async def _outbox(run: Run, coordinator: Transactions, engine: Any) -> None:
 
 
 _ONCE: Final = {"saga": _saga, "tcc": _tcc, "xa": _xa, "message": _message, "outbox": _outbox}
-_ROLES: Final = {COORDINATOR: _coordinator, ACCOUNTS: _participant, SHOP: _participant, INITIATOR: _initiator}
+_ROLES: Final = {
+    COORDINATOR: _coordinator,
+    SECOND: _coordinator,
+    ACCOUNTS: _participant,
+    SHOP: _participant,
+    INITIATOR: _initiator,
+}
 
 
 def roles_of(scenario: str) -> tuple[str, ...]:

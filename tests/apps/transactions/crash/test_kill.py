@@ -8,11 +8,12 @@ import os
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Final
 
 import pytest
 
-from apps.transactions.audit import Began, Ended
+from apps.transactions.audit import Began, Ended, Logged
 from tests.apps.transactions.crash.roles import COORDINATOR, Point
 from tests.apps.transactions.crash.world import Result, play, points_of
 from tests.postgres import Postgres
@@ -87,6 +88,33 @@ def test_two_deaths_the_second_during_recovery_and_it_all_ends_well(
     else:
         pairs = list(itertools.product(first, first))
     assert fallen(scenario, pairs, postgres) == []
+
+
+def pauses(result: Result) -> list[Point]:
+    own = [each for each in points_of(result) if each.role == each.victim == COORDINATOR]
+    return [replace(each, is_pause=True) for each in own if "session" not in each.crossing]
+
+
+def test_a_pause_is_a_pause_and_the_other_coordinator_takes_over() -> None:
+    point = Point(COORDINATOR, "before write log update finishing", 1, COORDINATOR, is_pause=True)
+    result = play("tcc", [point])
+    assert (result.fired, result.violations) == (1, [])
+    tokens = [each.token for each in result.facts if isinstance(each, Logged)]
+    assert (tokens[0], max(tokens)) == (1, 2)
+
+
+def test_a_coordinator_that_slept_while_another_took_over_does_no_harm() -> None:
+    points = [each for each in pauses(calm("tcc", None)) if each.crossing.startswith("before write")]
+    assert fallen("tcc", [[each] for each in points], None) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["saga", "saga-refused", "tcc", "tcc-refused", "xa", "message"])
+def test_a_coordinator_that_slept_anywhere_while_another_took_over_does_no_harm(
+    scenario: str, request: pytest.FixtureRequest
+) -> None:
+    postgres = needs(scenario, request)
+    assert fallen(scenario, [[each] for each in pauses(calm(scenario, postgres))], postgres) == []
 
 
 def test_every_write_and_every_send_is_found() -> None:

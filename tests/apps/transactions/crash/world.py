@@ -6,6 +6,7 @@ import multiprocessing.connection
 import multiprocessing.forkserver
 import os
 import shutil
+import signal
 import sqlite3
 import sys
 import tempfile
@@ -70,15 +71,17 @@ def play(scenario: str, points: Sequence[Point] = (), postgres: Postgres | None 
     """Run a scenario to its end, with somebody dying at each of the points. Raises AssertionError if it does not end."""
     with _directory() as directory:
         names = roles_of(scenario)
+        if any(point.is_pause for point in points):
+            names = (*names, roles.SECOND)
         ports = dict(zip(names, free_ports(len(names)), strict=True))
-        databases = {name: f"sqlite:///{directory / name}.db" for name in names}
+        databases = {name: f"sqlite:///{directory / name}.db" for name in names if name != roles.SECOND}
         if scenario.startswith("xa"):
             assert postgres is not None
             databases |= {name: postgres.borrow() for name in (roles.ACCOUNTS, roles.SHOP)}
         run = Run(directory, scenario, ports, databases, tuple(points))
-        _lay(run, names)
+        _lay(run)
         _see_through(run, names)
-        facts = _collect(run, names)
+        facts = _collect(run)
         trace = [line.split("\t") for line in (directory / "trace").read_text().splitlines()]
         crossings = [(role, crossing, int(number)) for role, crossing, number in trace]
         fired = sum(run.fired(index).exists() for index in range(len(points)))
@@ -109,8 +112,8 @@ def _directory() -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _lay(run: Run, names: Sequence[str]) -> None:
-    for name in names:
+def _lay(run: Run) -> None:
+    for name in run.databases:
         if name == roles.COORDINATOR:
             engine = open_log_engine(run.databases[name], is_synchronous=False)
             SqlLog(engine)
@@ -131,7 +134,8 @@ def _see_through(run: Run, names: Sequence[str]) -> None:
     try:
         for name in names:
             processes[name] = _start(name, run)
-        while not _is_settled(run):
+        while not _is_settled(run) or _is_resting(run):
+            _wake(run)
             for name, process in processes.items():
                 if process.exitcode is not None:
                     restarts += 1
@@ -189,6 +193,29 @@ def _start(role: str, run: Run) -> BaseProcess:
     return process
 
 
+def _is_resting(run: Run) -> bool:
+    """Whether a process that was stopped has not yet done anything since."""
+    return run.fired(0).exists() and run.points[0].is_pause and not _has_gone_on(run)
+
+
+def _has_gone_on(run: Run) -> bool:
+    mark = run.directory / "woken"
+    return mark.exists() and (run.directory / "trace").read_text().count(f"{run.points[0].victim}\t") > int(
+        mark.read_text()
+    )
+
+
+def _wake(run: Run) -> None:
+    """Let a process that was stopped go on, once the log shows that another has taken over what it had."""
+    mark = run.directory / "woken"
+    if not _is_resting(run) or mark.exists():
+        return
+    log = run.directory / f"{roles.COORDINATOR}.db"
+    if _query(log, "SELECT 1 FROM tx_log WHERE token > 1 OR is_over") or not _query(log, "SELECT 1 FROM tx_log"):
+        mark.write_text(str((run.directory / "trace").read_text().count(f"{run.points[0].victim}\t")))
+        os.kill(int(run.pid_file(run.points[0].victim).read_text()), signal.SIGCONT)
+
+
 def _is_settled(run: Run) -> bool:
     if not (run.directory / "knows").exists():
         return False
@@ -226,9 +253,9 @@ def _in_doubt(run: Run) -> list[tuple[str, object]]:
     return found
 
 
-def _collect(run: Run, names: Sequence[str]) -> list[Fact]:
+def _collect(run: Run) -> list[Fact]:
     facts: list[Fact] = []
-    banks = [name for name in names if name != roles.COORDINATOR]
+    banks = [name for name in run.databases if name != roles.COORDINATOR]
     for name in banks:
         facts += [Opening(holding, "money", amount) for holding, amount in roles.OPENING[name].items()]
     if run.mode != "outbox":
