@@ -50,7 +50,7 @@ def _table() -> RouteTable:
 def cache() -> DecisionCache:
     """A cache whose clusters are not there, so that a decision says which one it would have been."""
     made = DecisionCache(Stats(), Random(1))
-    made.reconfigure(Router(_table()), {}, ())
+    made.reconfigure(Router(_table()), {}, None)
     return made
 
 
@@ -110,7 +110,7 @@ def test_headers_that_nobody_reads_lead_to_the_same_decision() -> None:
     second = warm.plan(request((b"x-trace", b"2"), (b"grpc-timeout", b"9S")), seen)
     # Only the table's own route by grpc-timeout keeps these apart; without it they are one.
     plain = DecisionCache(Stats(), Random(1))
-    plain.reconfigure(Router(RouteTable("t", ())), {}, ())
+    plain.reconfigure(Router(RouteTable("t", ())), {}, None)
     one = plain.plan(request((b"x-trace", b"1"), (b"grpc-timeout", b"8S")), seen)
     other = plain.plan(request((b"x-trace", b"2"), (b"grpc-timeout", b"9S")), seen)
     assert one.decision is other.decision
@@ -176,7 +176,7 @@ def test_a_new_configuration_drops_every_decision() -> None:
     for _ in range(2):
         warm.plan(block, seen)
     before = warm.exact[block]
-    warm.reconfigure(Router(RouteTable("empty", ())), {}, ())
+    warm.reconfigure(Router(RouteTable("empty", ())), {}, None)
     assert block not in warm.exact
     after = warm.plan(block, seen)
     assert before.decision.reply is not None and 'cluster "all"' in before.decision.reply[1]
