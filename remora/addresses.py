@@ -44,8 +44,9 @@ def lease_seconds(text: str, option: str) -> float:
 
 def service_name(text: str) -> tuple[str, str]:
     """(name, namespace) of NAME or NAME.NAMESPACE. Raises UsageError."""
-    name, _, namespace = text.partition(".")
-    for part in (name, namespace or "default"):
+    name, dot, namespace = text.partition(".")
+    namespace = namespace if dot else "default"
+    for part in (name, namespace):
         if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", part):
             raise UsageError(f'service "{text}" is not NAME or NAME.NAMESPACE: lower-case letters, digits and - only')
-    return name, namespace or "default"
+    return name, namespace
