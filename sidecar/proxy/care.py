@@ -49,6 +49,7 @@ class _Seen:
     idle_since: float
     next_ping: float
     pinged: float = 0.0
+    is_overdue: bool = False
     opened: int = -1
     retired: float = 0.0
 
@@ -148,13 +149,18 @@ class ConnectionCare(Sweep):
             self._retire(connected, seen, now)
         elif life.keepalive_interval_s:
             if conn.awaits_pong:
-                if now - seen.pinged >= life.keepalive_timeout_s:
+                if now - seen.pinged < life.keepalive_timeout_s:
+                    pass
+                elif not seen.is_overdue:
+                    seen.is_overdue = True  # if it was we who were late, the answer is read before the next sweep
+                else:
                     stats.count_ended("keepalive")
                     connected.cut(f"no answer to a PING within {life.keepalive_timeout_s:g} s")
             elif now >= seen.next_ping:
                 conn.ping()
                 connected.mark()
                 seen.pinged = now
+                seen.is_overdue = False
                 seen.next_ping = self._next_ping(now)
 
     def _retire(self, connected: Connected, seen: _Seen, now: float) -> None:

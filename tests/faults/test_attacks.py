@@ -219,7 +219,7 @@ def test_a_client_that_reads_nothing_is_cut_when_its_answers_pile_up(target: Tar
             eventually(lambda: target.exceeded("max_unread_bytes") == before + 1, timeout_s=PATIENCE_S)
         return Ending()
 
-    beside_a_neighbour(target, attack, rounds=1, listener="watched")
+    beside_a_neighbour(target, attack, rounds=1, listener="tunnel")
     assert target.exceeded("max_unread_bytes") == before + 1
 
 
