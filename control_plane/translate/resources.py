@@ -49,6 +49,7 @@ _ALGORITHMS: Final = {
     policy_pb2.LoadBalancingPolicySpec.Random: cluster_pb2.Cluster.RANDOM,
     policy_pb2.LoadBalancingPolicySpec.LeastRequest: cluster_pb2.Cluster.LEAST_REQUEST,
 }
+# What a later release may have stored is taken for what does least harm: one bad value must not keep the rest from being served.
 _HEALTH: Final = {
     service_pb2.HEALTH_UNKNOWN: health_check_pb2.UNKNOWN,
     service_pb2.HEALTHY: health_check_pb2.HEALTHY,
@@ -104,7 +105,7 @@ def cluster(name: str, algorithm: policy_pb2.LoadBalancingPolicySpec.Algorithm.V
         type=cluster_pb2.Cluster.EDS,
         eds_cluster_config=cluster_pb2.Cluster.EdsClusterConfig(eds_config=_ads()),
         connect_timeout=duration_pb2.Duration(seconds=CONNECT_TIMEOUT_S),
-        lb_policy=_ALGORITHMS[algorithm],
+        lb_policy=_ALGORITHMS.get(algorithm, cluster_pb2.Cluster.ROUND_ROBIN),
         typed_extension_protocol_options=_http2_options(),
         circuit_breakers=circuit_breaker_pb2.CircuitBreakers(
             thresholds=[
@@ -139,7 +140,7 @@ def endpoints(service: ServiceView) -> bytes:
             group.lb_endpoints.append(
                 endpoint_components_pb2.LbEndpoint(
                     endpoint=endpoint_components_pb2.Endpoint(address=_address(endpoint.address, endpoint.port)),
-                    health_status=_HEALTH[endpoint.health],
+                    health_status=_HEALTH.get(endpoint.health, health_check_pb2.UNHEALTHY),
                     load_balancing_weight=_uint(endpoint.weight),
                     metadata=base_pb2.Metadata(filter_metadata={"envoy.lb": labels}),
                 )
