@@ -173,6 +173,9 @@ class Entrance(grpc.aio.ServerInterceptor):
         except (asyncio.CancelledError, GeneratorExit):
             code = grpc.StatusCode.CANCELLED
             raise
+        except grpc.aio.BaseError:  # gRPC's own, while the server stops under a call that reads: nobody hears an answer
+            code = grpc.StatusCode.CANCELLED
+            raise asyncio.CancelledError from None
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a status that says so
             code, text = _status(method, error)
             await context.abort(code, text)

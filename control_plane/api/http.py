@@ -1,5 +1,6 @@
 """`/metrics` and `/healthz` of the control plane, in a thread of their own."""
 
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -84,6 +85,12 @@ def _counter(name: str, help_text: str, values: Mapping[str, int]) -> Metric:
 StartResponse = Callable[..., Any]
 
 
+class _Server6(ThreadingWSGIServer):
+    """On an IPv6 address."""
+
+    address_family = socket.AF_INET6
+
+
 def serve(host: str, port: int, mirror: Mirror, ads: AdsService, entrance: Entrance) -> WSGIServer:
     """Start serving; OSError if the address cannot be had. `shutdown` ends it."""
     registry = CollectorRegistry()
@@ -107,6 +114,6 @@ def serve(host: str, port: int, mirror: Mirror, ads: AdsService, entrance: Entra
         start_response("404 Not Found", [("content-type", "text/plain")])
         return [b"known paths: /metrics /healthz\n"]
 
-    server = make_server(host, port, app, ThreadingWSGIServer, _Handler)
+    server = make_server(host.strip("[]"), port, app, _Server6 if ":" in host else ThreadingWSGIServer, _Handler)
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
     return server

@@ -1,6 +1,7 @@
 """One control-plane process: store, mirror, ADS, API, put together and taken apart."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -87,9 +88,8 @@ async def running(
         try:
             port = server.add_insecure_port(f"{listen[0]}:{listen[1]}")
         except RuntimeError:
-            raise CannotListen(
-                f"cannot listen on {listen[0]}:{listen[1]}: the port is taken, or the address is not of this machine"
-            ) from None
+            reason = await asyncio.get_running_loop().run_in_executor(None, _why_not, *listen)
+            raise CannotListen(f"cannot listen on {listen[0]}:{listen[1]}: {reason}") from None
         if http_listen is not None:
             try:
                 web = http.serve(*http_listen, mirror, ads, entrance)
@@ -106,3 +106,14 @@ async def running(
         follower.cancel()
         await asyncio.gather(follower, return_exceptions=True)
         await store.close()
+
+
+def _why_not(host: str, port: int) -> str:
+    """Why an address cannot be listened on: gRPC does not say it, so it is tried once more."""
+    try:
+        (family, kind, _, _, address), *_ = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind) as tried:
+            tried.bind(address)
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return "gRPC could not bind it"
