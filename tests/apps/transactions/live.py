@@ -65,22 +65,22 @@ async def participant(url: str, holdings: Mapping[str, int]) -> AsyncIterator[Pa
 
 @asynccontextmanager
 async def replica(
-    url: str, settings: Settings = QUICK, clock: Callable[[], float] = time.time
+    url: str, settings: Settings = QUICK, clock: Callable[[], float] = time.time, calls: Caller | None = None
 ) -> AsyncIterator[Replica]:
     database = open_log_engine(url, is_synchronous=False)
     log = SqlLog(database)
     async with AsyncExitStack() as stack:
-        calls = Caller()
+        calls = calls or Caller()
         engine = await stack.enter_async_context(Engine(log, calls, settings, clock=clock, dice=random.Random(1)))
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         pb_grpc.add_CoordinatorServicer_to_server(CoordinatorService(engine), server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         client = Transactions(f"127.0.0.1:{port}")
+        client.caller = calls
         yield Replica(engine, log, f"127.0.0.1:{port}", client, database)
         await client.close()
         await server.stop(None)
-    await calls.close()
     await log.close()
     database.dispose()
 

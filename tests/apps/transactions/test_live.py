@@ -132,14 +132,9 @@ async def test_who_begins_again_what_was_taken_back_is_told_so(shop: World) -> N
 async def test_a_branch_is_added_before_it_is_called(shop: World) -> None:
     tcc = await shop.one.client.tcc("g").__aenter__()
     at = shop.accounts
-    with pytest.raises(grpc.aio.AioRpcError, match="characters that are not allowed"):
-        await tcc.call(
-            "no such name",
-            at.url("Reserve"),
-            request("reader", -30),
-            confirm=at.url("Confirm"),
-            cancel=at.url("Cancel"),
-        )
+    body, confirm = request("reader", -30), at.url("Confirm")
+    with pytest.raises(grpc.aio.AioRpcError, match="has a scheme that is not known"):
+        await tcc.call("debit", at.url("Reserve"), body, confirm=confirm, cancel="http://there/Cancel")
     assert bank.ledger(at.database) == [], "a branch that the coordinator does not know of was not called"
 
 

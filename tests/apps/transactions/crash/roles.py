@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 
 import grpc
 
-from apps.transactions import outbox, seam
+from apps.transactions import client, outbox, seam
 from apps.transactions.barrier import AioBarrier, Refused, mark
 from apps.transactions.calling import Caller
 from apps.transactions.client import NotEnded, RolledBack, Transactions
@@ -190,6 +190,8 @@ async def _initiator(role: str, run: Run) -> None:
     """Does the same thing, under the same gid, until it knows the end; so it also does after a crash."""
     _server, engine = await _serve_bank(role, run)
     coordinator = Transactions(f"127.0.0.1:{run.ports.get(COORDINATOR, 1)}", wait_s=5.0)
+    if run.scenario.endswith("-alone"):
+        await _try_once(run, coordinator, engine)
     relaying = None
     if run.mode == "outbox":
         relaying = asyncio.create_task(outbox.Relay(engine, Caller(), RELAY).run())
@@ -209,6 +211,17 @@ async def _initiator(role: str, run: Run) -> None:
     (run.directory / "knows").touch()
     if relaying is not None:
         await relaying
+    await asyncio.Event().wait()
+
+
+async def _try_once(run: Run, coordinator: Transactions, engine: Any) -> None:
+    """An initiator that gives up at the first trouble, and has forgotten everything when it comes back."""
+    client.PATIENCE_S = 0.0  # type: ignore[misc]
+    if not (run.directory / "tried").exists():
+        (run.directory / "tried").touch()
+        with contextlib.suppress(grpc.aio.AioRpcError, RolledBack, NotEnded, Refused):
+            await _ONCE[run.mode](run, coordinator, engine)
+    (run.directory / "knows").touch()
     await asyncio.Event().wait()
 
 

@@ -20,8 +20,9 @@ from tests.postgres import Postgres
 
 SCENARIOS: Final = (
     "saga", "saga-refused", "tcc", "tcc-refused", "xa", "xa-refused", "message", "message-refused", "outbox",
+    "tcc-alone", "xa-alone", "message-alone",
 )  # fmt: skip
-SHORT: Final = ("saga-refused", "tcc", "tcc-refused", "xa", "message", "outbox")
+SHORT: Final = ("saga-refused", "tcc", "tcc-refused", "xa", "message-alone", "tcc-alone", "outbox")
 """Every kind of write and of send is in these."""
 AT_ONCE: Final = 6
 PAIRS: Final = int(os.environ.get("CRASH_PAIRS", "25"))

@@ -260,8 +260,11 @@ def _collect(run: Run) -> list[Fact]:
         facts += [Opening(holding, "money", amount) for holding, amount in roles.OPENING[name].items()]
     if run.mode != "outbox":
         branches = ("credit",) if run.mode == "message" else ("credit", "debit")
-        facts.append(Began("g", run.mode, branches, 0.0))
         log = run.directory / f"{roles.COORDINATOR}.db"
+        if not run.scenario.endswith("-alone") or _query(
+            log, "SELECT gid FROM tx_log"
+        ):  # else it may have died too early
+            facts.append(Began("g", run.mode, branches, 0.0))
         history = _query(log, "SELECT gid, state, token FROM history ORDER BY seq")
         facts += [Logged(str(gid), str(state), int(str(token))) for gid, state, token in history]
         facts += [Ended(str(gid), str(state), 0.0) for gid, state in _query(log, "SELECT gid, state FROM tx_log")]
