@@ -20,8 +20,9 @@ PATIENCE_S = 5.0
 @asynccontextmanager
 async def running(document: dict[str, Any]) -> AsyncIterator[Proxy]:
     """A proxy with the configuration of a bootstrap."""
-    proxy = Proxy(Worker(asyncio.get_running_loop(), Stats(), Random(1)))
-    await proxy.apply(parse(document).configuration)
+    bootstrap = parse(document)
+    proxy = Proxy(Worker(asyncio.get_running_loop(), Stats(), Random(1)), bootstrap.limits)
+    await proxy.apply(bootstrap.configuration)
     try:
         yield proxy
     finally:
