@@ -78,16 +78,19 @@ class Call(Timed):
         """Pass the policies, choose a cluster, go."""
         decision = self.plan.decision
         now = self.started
-        if decision.reply is not None:
-            self.answer(*decision.reply)
-            return
         for limit in decision.limits:
             if not limit.allows(now):
                 self.answer(limit.status, limit.explain(now), "RL")
                 return
         cluster = decision.cluster
         if cluster is None:
+            if decision.reply is not None:
+                self.answer(*decision.reply)
+                return
             cluster = decision.draw(self.down.worker.chance.random())
+            if cluster is None:
+                self.answer(Status.UNAVAILABLE, "one of the route's clusters is not known here (flag NC)", "NC")
+                return
         if self.plan.timeout_s:
             self.deadline = now + self.plan.timeout_s
             self.down.worker.timers.add(self)

@@ -258,6 +258,8 @@ class RouteTable:
 
     name: str
     virtual_hosts: tuple[VirtualHost, ...] = ()
+    validates_clusters: bool | None = None
+    """Whether a cluster that is not there is refused with the table; unset, it is where both are static."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,8 @@ class Decision:
     route: Route | None
     cluster: Cluster | None
     """Where to, if there is only one."""
-    shares: tuple[tuple[float, Cluster], ...]
-    """Otherwise: cumulative share of 1 and cluster."""
+    shares: tuple[tuple[float, Cluster | None], ...]
+    """Otherwise: cumulative share of 1 and cluster, None for one that is not there."""
     limits: tuple[Limit, ...]
     is_grpc: bool
     content_length: int = -1
@@ -69,10 +69,10 @@ class Decision:
     is_head: bool = False
     """The answer to HEAD has no body."""
     reply: tuple[Status, str, str, int] | None = None
-    """Answer at once with this status, message, response flag, and HTTP status for what is not gRPC."""
+    """Answer with this status, message, response flag, and HTTP status for what is not gRPC, once the limits let the call pass."""
 
-    def draw(self, chance: float) -> Cluster:
-        """The cluster for a number between 0 and 1."""
+    def draw(self, chance: float) -> Cluster | None:
+        """The cluster for a number between 0 and 1; None if it is not there."""
         for share, cluster in self.shares:
             if chance < share:
                 return cluster
@@ -375,19 +375,27 @@ class DecisionCache:
         if self._router is None:
             return _refuse(Status.UNAVAILABLE, self.what_is_missing, "NR", 404)
         found = self._router.find(request)
-        if found is None:
-            authority, path = request.authority.decode("latin-1"), request.path.decode("latin-1")
-            if self._router.host(request.authority) is None:
-                return _refuse(Status.UNAVAILABLE, f'no service named "{authority}" in the mesh', "NR", 404)
-            return _refuse(Status.UNIMPLEMENTED, f'no route for path "{path}" of "{authority}"', "NR", 404)
-        host, route = found
-        missing = [name for name, _ in route.clusters if name not in self._clusters]
-        if missing:
-            return _refuse(Status.UNAVAILABLE, f'cluster "{missing[0]}" is not known here', "NC", 503)
+        host, route = found if found is not None else (None, None)
         limits = self._limits.of(host, route) if self._limits is not None else ()
-        if len(route.clusters) == 1:
-            return Decision(route, self._clusters[route.clusters[0][0]], (), limits, False)
+        if route is None:
+            decision = self._no_route(request)
+            decision.limits = limits
+            return decision
+        clusters = [self._clusters.get(name) for name, _ in route.clusters]
+        if all(cluster is None for cluster in clusters):
+            decision = _refuse(Status.UNAVAILABLE, f'cluster "{route.clusters[0][0]}" is not known here', "NC", 503)
+            decision.limits = limits
+            return decision
+        if len(clusters) == 1:
+            return Decision(route, clusters[0], (), limits, False)
         total = sum(weight for _, weight in route.clusters)
         sums = accumulate(weight for _, weight in route.clusters)
-        shares = tuple((at / total, self._clusters[name]) for at, (name, _) in zip(sums, route.clusters, strict=True))
+        shares = tuple((at / total, cluster) for at, cluster in zip(sums, clusters, strict=True))
         return Decision(route, None, shares, limits, False)
+
+    def _no_route(self, request: Request) -> Decision:
+        assert self._router is not None
+        authority, path = request.authority.decode("latin-1"), request.path.decode("latin-1")
+        if self._router.host(request.authority) is None:
+            return _refuse(Status.UNAVAILABLE, f'no service named "{authority}" in the mesh', "NR", 404)
+        return _refuse(Status.UNIMPLEMENTED, f'no route for path "{path}" of "{authority}"', "NR", 404)

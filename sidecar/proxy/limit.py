@@ -84,8 +84,8 @@ class LimitBook:
                         if name == http_filter.name:
                             keep(id(route), number, host.name, route.name or str(place), config)
 
-    def of(self, host: VirtualHost, route: Route) -> tuple[Limit, ...]:
-        """The limits for calls on a route: of each filter its most specific configuration."""
+    def of(self, host: VirtualHost | None, route: Route | None) -> tuple[Limit, ...]:
+        """The limits for calls on a route, or on none: of each filter its most specific configuration."""
         found: list[Limit] = []
         for number in range(self._count):
             for owner in (id(route), id(host), 0):

@@ -64,11 +64,13 @@ def parse(document: dict[str, Any]) -> Bootstrap:
     refuse_unsupported(message)
     static = message.static_resources
     ads = _control_plane(message)
+    configuration = Configuration(
+        listeners=tuple(convert.listener(item) for item in static.listeners),
+        clusters=tuple(convert.cluster(item) for item in static.clusters),
+    )
+    _check_routes(configuration)
     return Bootstrap(
-        configuration=Configuration(
-            listeners=tuple(convert.listener(item) for item in static.listeners),
-            clusters=tuple(convert.cluster(item) for item in static.clusters),
-        ),
+        configuration=configuration,
         admin=(message.admin.address.socket_address.address, message.admin.address.socket_address.port_value)
         if message.HasField("admin")
         else None,
@@ -76,6 +78,22 @@ def parse(document: dict[str, Any]) -> Bootstrap:
         limits=runtime.limits(message.layered_runtime),
         node=message.node.SerializeToString(),
     )
+
+
+def _check_routes(configuration: Configuration) -> None:
+    """Static routes lead to static clusters, unless they say that they need not."""
+    known = {cluster.name for cluster in configuration.clusters}
+    for listener in configuration.listeners:
+        chains = [*listener.chains, *([listener.default_chain] if listener.default_chain else [])]
+        tables = [chain.manager.routes for chain in chains if chain.manager and chain.manager.routes]
+        for table in tables:
+            named = {name for host in table.virtual_hosts for route in host.routes for name, _ in route.clusters}
+            missing = sorted(named - known)
+            if missing and table.validates_clusters is not False:
+                raise ConfigError(
+                    f"listener[{listener.name}]: route_config[{table.name}]",
+                    f'there is no static cluster "{missing[0]}"; add it, or say validate_clusters: false (RMR0131)',
+                )
 
 
 def _control_plane(message: Any) -> tuple[str, int] | None:

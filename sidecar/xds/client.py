@@ -17,7 +17,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
-from sidecar.proxy.config import Configuration
+from sidecar.proxy.config import Configuration, RouteTable
 from sidecar.proxy.listener import ListenError
 from sidecar.proxy.proxy import Proxy
 from sidecar.telemetry.stats import Stats
@@ -46,11 +46,23 @@ KEEPALIVE: Final = (
     ("grpc.enable_http_proxy", 0),
 )
 _METHOD: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+
+
+def _routes(message: Any) -> RouteTable:
+    table = convert.route_table(message)
+    if table.validates_clusters:
+        raise ConfigError(
+            f"route_config[{table.name}].validate_clusters",
+            "only false is supported for routes that come by RDS (RMR0131)",
+        )
+    return table
+
+
 _CONVERTERS: Final[dict[str, Callable[[Any], Any]]] = {
     CLUSTER: convert.cluster,
     ENDPOINTS: convert.load_assignment,
     LISTENER: convert.listener,
-    ROUTES: convert.route_table,
+    ROUTES: _routes,
 }
 
 

@@ -353,7 +353,8 @@ def route_table(message: Any) -> RouteTable:
         routes = tuple(_route(route, f"{place}.routes[{number}]") for number, route in enumerate(host.routes))
         overrides = _overrides(host.typed_per_filter_config, place)
         hosts.append(VirtualHost(host.name, tuple(host.domains), routes, overrides))
-    return RouteTable(message.name, tuple(hosts))
+    validates = bool(message.validate_clusters.value) if message.HasField("validate_clusters") else None
+    return RouteTable(message.name, tuple(hosts), validates)
 
 
 def _route(message: Any, path: str) -> Route:

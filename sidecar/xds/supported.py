@@ -141,7 +141,7 @@ FIELDS: Final[dict[str, str]] = {
     _MATCHER + "RegexMatcher": "regex google_re2",
     _MATCHER + "RegexMatcher.GoogleRE2": "max_program_size",  # of RE2's programs; there are none here
     _MATCHER + "StringMatcher": "exact prefix suffix safe_regex ignore_case",
-    _ROUTE + "RouteConfiguration": "name virtual_hosts",
+    _ROUTE + "RouteConfiguration": "name virtual_hosts validate_clusters",
     _ROUTE + "VirtualHost": "name domains routes typed_per_filter_config",
     _ROUTE + "Route": "name match route typed_per_filter_config",
     _ROUTE + "RouteMatch": "prefix path safe_regex connect_matcher headers",
