@@ -307,7 +307,10 @@ class Agent:
                 return
 
     async def _drain(self, registration: Registration) -> None:
-        if not await registration.drain(ACKNOWLEDGE_TIMEOUT_S):
+        are_told = await registration.drain(ACKNOWLEDGE_TIMEOUT_S)
+        if are_told is None:
+            say("the control plane does not answer, so callers are not told that this instance drains; going on")
+        elif not are_told:
             say("not every caller acknowledged in time that this instance drains; going on")
         path = "/drain_listeners?graceful&inboundonly"
         await admin.ask(self._node.admin, path, "POST", DRAIN_TIMEOUT_S + 1)

@@ -169,18 +169,19 @@ class Registration:
                 await self._register(health, say)
             # Anything else: the control plane is away; the lease outlives some missed renewals, and has a grace period.
 
-    async def _set_health(self, health: service_pb2.Health.ValueType, wait_s: float = 0.0) -> bool:
+    async def _set_health(self, health: service_pb2.Health.ValueType, wait_s: float = 0.0) -> bool | None:
+        """True if every caller has acknowledged it; None if the control plane could not be told."""
         request = api_pb2.SetHealthRequest(instance=self._key, health=health)
         request.wait.FromNanoseconds(int(wait_s * 1e9))
         try:
             answer = await self._stub.SetHealth(request, timeout=wait_s + CALL_TIMEOUT_S)
         except grpc.aio.AioRpcError:
-            return False
+            return None
         self._told = health
         return bool(answer.acknowledged)
 
-    async def drain(self, wait_s: float) -> bool:
-        """Ask for no new calls; True once every caller has acknowledged that."""
+    async def drain(self, wait_s: float) -> bool | None:
+        """Ask for no new calls; True once every caller has acknowledged that, None if the control plane does not answer."""
         return await self._set_health(service_pb2.DRAINING, wait_s)
 
     async def deregister(self) -> None:

@@ -2,7 +2,7 @@
 
 import queue
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from time import monotonic
 from typing import Any, Final
 
@@ -132,8 +132,8 @@ class Node:
 
 
 @contextmanager
-def node(mesh: Mesh, name: str) -> Iterator[Node]:
-    """A connected node that has its first clusters, and has not said that it took them."""
+def connected(mesh: Mesh, name: str) -> Iterator[Node]:
+    """A node that has its first clusters, and has not said that it took them."""
     requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
     first = discovery_pb2.DiscoveryRequest(type_url=CLUSTER)
     first.node.id = name
@@ -145,6 +145,13 @@ def node(mesh: Mesh, name: str) -> Iterator[Node]:
         yield Node(stream, requests)
         requests.put(None)
         stream.cancel()
+
+
+@contextmanager
+def node(mesh: Mesh, name: str) -> Iterator[Node]:
+    """The same in a mesh that others use too: nobody waits for it afterwards."""
+    with connected(mesh, name) as each:
+        yield each
     eventually(lambda: name not in mesh.remora("status").out)
 
 
@@ -168,3 +175,11 @@ def test_a_node_that_refuses_is_named_with_its_own_words(shared: Mesh) -> None:
         assert result.code == 4
         assert "stubborn~2 refused Cluster: colour is not supported here" in result.err
     shared.remora("delete", "grpcroute", "any")
+
+
+def test_a_control_plane_that_stops_lets_its_nodes_go_without_a_noise(mesh: Mesh) -> None:
+    with ExitStack() as stack:
+        for number in range(20):
+            stack.enter_context(connected(mesh, f"left~{number}"))
+        assert mesh.plane.stop() == 0
+    assert mesh.plane.err.count("\n") == 1, mesh.plane.err  # what it said when it started
