@@ -13,6 +13,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from apps.transactions.calling import Caller
 from apps.transactions.coordinator.engine import Engine, Settings
@@ -41,8 +42,8 @@ async def serve(arguments: Arguments, stop: asyncio.Event) -> int:
     """Serve until `stop`; the exit code."""
     try:
         log = SqlLog(open_log_engine(arguments.log, is_synchronous=arguments.is_log_synchronous))
-    except LogUnavailable as error:
-        print(f"coordinator: {error}", file=sys.stderr)
+    except (LogUnavailable, ArgumentError, NoSuchModuleError) as error:
+        print(f"coordinator: --log: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
     server = grpc.aio.server(options=options)

@@ -14,6 +14,8 @@ MAX_BODY_BYTES: Final = 64 * 1024
 MAX_TOTAL_BYTES: Final = 512 * 1024
 """Of all requests of a transaction."""
 MAX_TIMEOUT_S: Final = 30 * 86_400.0
+MAX_TARGET: Final = 300
+"""Characters."""
 SCHEMES: Final = ("grpc",)
 
 _NEEDS: Final = {
@@ -111,6 +113,12 @@ def _check_call(where: str, call: Call) -> None:
         text = f'{where}.target: "{call.target[:100]}" has a scheme that is not known; {known} is'
         raise IllFormed("UNKNOWN_SCHEME", text)
     steps = parts.path.split("/")
+    is_printable = call.target.isascii() and call.target.isprintable() and " " not in call.target
+    if not is_printable or len(call.target) > MAX_TARGET:
+        text = (
+            f"{where}.target: {call.target[:100]!r} is no address; at most {MAX_TARGET} printable characters are taken"
+        )
+        raise IllFormed("BAD_TARGET", text)
     if not parts.netloc or len(steps) != 3 or not all(steps[1:]) or parts.query or parts.fragment:
         text = f'{where}.target: "{call.target[:100]}" is not grpc://HOST:PORT/PACKAGE.SERVICE/METHOD'
         raise IllFormed("BAD_TARGET", text)

@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from apps.transactions.barrier import Refused, mark
 from apps.transactions.client import NotEnded, RolledBack
+from apps.transactions.coordinator import metrics
 from apps.transactions.coordinator.log import Fenced
 from proto.transactions.v1 import coordinator_pb2 as pb
 from tests.apps.transactions import bank
@@ -211,6 +212,7 @@ async def test_a_participant_that_is_away_makes_a_dead_letter_and_its_return_end
         return [each.gid for each in found.transactions] == ["g"]
 
     await eventually_async(is_dead)
+    await eventually_async(lambda: metrics.DEAD_LETTERS._value.get() >= 1, message="the alarm goes off")
     shown = await shop.one.client.query("g")
     assert (shown.is_dead_letter, shown.progress[0].attempts >= QUICK.retries.dead_after) == (True, True)
     assert "UNAVAILABLE" in shown.progress[0].last_error
@@ -351,6 +353,11 @@ BAD = [
         pb.SubmitRequest(mode=pb.SAGA, branches=[branch(forward=pb.Call(target="http://there/x"))]),
         "UNKNOWN_SCHEME",
         '"http://there/x" has a scheme that is not known; grpc:// is',
+    ),
+    (
+        pb.SubmitRequest(mode=pb.SAGA, branches=[branch(forward=pb.Call(target="grpc://there/a.B/\u00e4 C"))]),
+        "BAD_TARGET",
+        "is no address",
     ),
     (
         pb.SubmitRequest(mode=pb.SAGA, branches=[branch(forward=pb.Call(target="grpc://there"))]),
