@@ -32,10 +32,10 @@ import grpc
 from google.protobuf.message import Message
 
 from apps.transactions.calling import Caller
-from apps.transactions.context import BranchCall, Op
+from apps.transactions.context import BranchCall, Op, Verdict
 from apps.transactions.coordinator.machine import Retries
 from apps.transactions.seam import crossing
-from apps.transactions.verdict import Verdict, verdict
+from apps.transactions.verdict import verdict
 from proto.transactions.v1 import coordinator_pb2 as pb
 from proto.transactions.v1 import coordinator_pb2_grpc as pb_grpc
 

@@ -72,6 +72,15 @@ ORIGINS: Final = {
 """What an operation that finishes or undoes refers to."""
 
 
+class Verdict(Enum):
+    """What an answer means to whoever drives the transaction (`verdict` reads it from a status)."""
+
+    DONE = "done"
+    REFUSED = "refused"
+    ONGOING = "ongoing"
+    UNKNOWN = "unknown"
+
+
 class BadContext(Exception):
     """The metadata of a call name no branch; the text says what is wrong."""
 

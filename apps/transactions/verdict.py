@@ -8,19 +8,13 @@
 | anything else | nobody knows whether it was done: ask again |
 """
 
-from enum import Enum
 from typing import Final
 
 import grpc
 
+from apps.transactions.context import Verdict
+
 ONGOING_MARK: Final = "ONGOING"
-
-
-class Verdict(Enum):
-    DONE = "done"
-    REFUSED = "refused"
-    ONGOING = "ongoing"
-    UNKNOWN = "unknown"
 
 
 def verdict(code: grpc.StatusCode, message: str | None) -> Verdict:

@@ -20,14 +20,14 @@ from typing import Any, Final, Protocol
 
 import grpc
 
-from apps.transactions.context import BranchCall
+from apps.transactions.context import BranchCall, Verdict
 from apps.transactions.coordinator import codec, metrics
 from apps.transactions.coordinator.check import IllFormed, check, check_branches
 from apps.transactions.coordinator.log import Fenced, Log, LogUnavailable, Record, SessionLost
 from apps.transactions.coordinator.machine import Asked, Branch, Machine, Options, Retries, Transaction
 from apps.transactions.coordinator.states import ENDS, Mode, Signal, State
 from apps.transactions.seam import crossing
-from apps.transactions.verdict import Verdict, verdict
+from apps.transactions.verdict import verdict
 from proto.transactions.v1 import coordinator_pb2 as pb
 
 ORPHANS_AT_ONCE: Final = 500

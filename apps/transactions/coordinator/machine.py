@@ -17,9 +17,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from apps.transactions.context import Op
+from apps.transactions.context import Op, Verdict
 from apps.transactions.coordinator.states import ENDS, OPS, TRANSITIONS, BranchState, Mode, Signal, State
-from apps.transactions.verdict import Verdict
 
 QUERY_INDEX: Final = -1
 """Stands for the question to the initiator where a branch's index is meant."""

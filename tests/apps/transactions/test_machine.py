@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apps.transactions.context import Verdict
 from apps.transactions.coordinator.machine import (
     QUERY_INDEX,
     Asked,
@@ -21,7 +22,6 @@ from apps.transactions.coordinator.machine import (
     Transaction,
 )
 from apps.transactions.coordinator.states import ENDS, OPS, TRANSITIONS, Mode, Signal, State, diagram
-from apps.transactions.verdict import Verdict
 
 SCENARIOS: Final = Path(__file__).parent / "scenarios" / "machine.txt"
 RETRIES: Final = Retries(first_s=1.0, most_s=8.0, jitter=0.0, ongoing_s=0.5, dead_after=3)
