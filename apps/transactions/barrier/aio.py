@@ -67,7 +67,9 @@ def aio_local() -> AioLocal:
 class AioBarrier(grpc.aio.ServerInterceptor):
     """Guards every unary call that names a branch; gives every other a plain local transaction, if it uses it."""
 
-    def __init__(self, engine: Engine, threads: int = DEFAULT_THREADS) -> None:
+    def __init__(self, engine: Engine, threads: int | None = None) -> None:
+        """`threads`: local transactions at once. None: 1 on SQLite, where more would only wait for each other, else 4."""
+        threads = threads or (1 if engine.dialect.name == "sqlite" else DEFAULT_THREADS)
         create_tables(engine)
         self._engine = engine
         self._threads = ThreadPoolExecutor(threads, "barrier")
