@@ -1,6 +1,7 @@
 """One control-plane process: store, mirror, ADS, API, put together and taken apart."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +23,8 @@ from control_plane.registry.registry import Registry
 from control_plane.store import open_store, shown
 from control_plane.store.contract import StoreUnavailable
 from proto.mesh.v1 import api_pb2, api_pb2_grpc
+
+log = logging.getLogger("remora.api")
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 """A request; longer ones get RESOURCE_EXHAUSTED from gRPC."""
@@ -65,6 +68,7 @@ async def running(
     ads = AdsService()
     mirror.on_change(ads.on_state)
     follower = asyncio.create_task(mirror.run())
+    follower.add_done_callback(_say_if_it_failed)
     entrance = Entrance()
     server = grpc.aio.server(interceptors=[entrance], options=list(_OPTIONS), maximum_concurrent_rpcs=MAX_CALLS)
     web = None
@@ -106,6 +110,11 @@ async def running(
         follower.cancel()
         await asyncio.gather(follower, return_exceptions=True)
         await store.close()
+
+
+def _say_if_it_failed(follower: asyncio.Task[None]) -> None:
+    if not follower.cancelled() and follower.exception() is not None:
+        log.critical("the store is not followed any more; restart this control plane", exc_info=follower.exception())
 
 
 def _why_not(host: str, port: int) -> str:

@@ -40,7 +40,14 @@ class Mirror:
         self._listeners.append(listener)
 
     async def run(self) -> None:
-        """Follow the store for ever."""
+        """Follow the store for ever. What ends it is a bug: then the state is said to be stale, so that health checks see it."""
+        try:
+            await self._run()
+        finally:
+            if self.stale_since is None:
+                self.stale_since = monotonic()
+
+    async def _run(self) -> None:
         failures = 0
         while True:
             try:

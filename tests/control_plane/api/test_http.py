@@ -14,6 +14,7 @@ import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from control_plane.api import server
+from control_plane.registry import state
 from control_plane.resources.load import load
 from control_plane.store import open_store
 from control_plane.translate.snapshot import LISTENER, ROUTES
@@ -167,3 +168,15 @@ async def test_while_the_store_is_away(plane: Plane, outage: list[Outage]) -> No
     await eventually_async(lambda: plane.running.mirror.stale_since is None)
     await plane.apply(LIMIT)
     assert await fetch(plane, "/healthz") == (200, "ok\n")
+
+
+async def test_a_bug_in_following_the_store_is_loud(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(state, "advance", None)
+    await plane.registry.Register(
+        api_pb2.RegisterRequest(instance={"id": "w1", "service": "warehouse", "address": "::1", "port": 1})  # type: ignore[arg-type]
+    )
+    await eventually_async(lambda: plane.running.mirror.stale_since is not None)
+    assert (await fetch(plane, "/healthz"))[0] == 503
+    assert "the store is not followed any more; restart this control plane" in caplog.text
