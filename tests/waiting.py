@@ -9,7 +9,7 @@ T = TypeVar("T")
 STEP_S: Final = 0.02
 
 
-def eventually(condition: Callable[[], T], *, timeout_s: float = 10.0, message: str = "") -> T:
+def eventually(condition: Callable[[], T], *, timeout_s: float = 30.0, message: str = "") -> T:
     """Poll until the condition is true; its last value, or AssertionError when the time is over."""
     end = time.monotonic() + timeout_s
     while True:
@@ -23,12 +23,12 @@ def eventually(condition: Callable[[], T], *, timeout_s: float = 10.0, message: 
 
 @overload
 async def eventually_async(
-    condition: Callable[[], Awaitable[T]], *, timeout_s: float = 10.0, message: str = ""
+    condition: Callable[[], Awaitable[T]], *, timeout_s: float = 30.0, message: str = ""
 ) -> T: ...
 @overload
-async def eventually_async(condition: Callable[[], T], *, timeout_s: float = 10.0, message: str = "") -> T: ...
+async def eventually_async(condition: Callable[[], T], *, timeout_s: float = 30.0, message: str = "") -> T: ...
 async def eventually_async(
-    condition: Callable[[], Awaitable[T] | T], *, timeout_s: float = 10.0, message: str = ""
+    condition: Callable[[], Awaitable[T] | T], *, timeout_s: float = 30.0, message: str = ""
 ) -> T:
     """The same inside an event loop; the condition may be a coroutine function."""
     end = time.monotonic() + timeout_s
