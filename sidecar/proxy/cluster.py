@@ -20,7 +20,7 @@ from sidecar.policy.balance import (
 )
 from sidecar.proxy.care import ConnectionCare, Stalled
 from sidecar.proxy.config import Balance, ClusterConfig, Codec, EndpointConfig, Limits
-from sidecar.proxy.connect import ConnectError, connect, connect_http1
+from sidecar.proxy.connect import ConnectError, connect, connect_http1, settled
 from sidecar.proxy.status import Status
 from sidecar.proxy.upstream import Upstream
 from sidecar.proxy.worker import Worker
@@ -80,10 +80,14 @@ class Endpoint:
                 self.ready = up
                 call.send_to(up)
                 return
-        if self._failures and cluster.worker.now < self._not_before and cluster.may_go_elsewhere(call):
-            why = f"no connection to {self}: it failed {self._failures} times in a row and is left alone for a moment"
-            cluster.on_connect_failure(call, why)
-            return
+        if self.is_left_alone:
+            other = cluster.another(call)
+            if other is not None:
+                self.active -= 1
+                call.endpoint = other
+                other.active += 1
+                other.take(call)
+                return
         if cluster.pending >= cluster.config.max_pending_requests:
             cluster.overflow(call, f"{cluster.pending} calls wait for a connection already")
             return
@@ -117,6 +121,7 @@ class Endpoint:
                 await connect_http1(cluster.config, self.config, cast(asyncio.Protocol, up))
             else:
                 await connect(cluster.config, self.config, lambda: cast(asyncio.BaseProtocol, up))
+            await settled(cluster.config, self.config, up.settled)
         except ConnectError as error:
             reason = str(error)
         except asyncio.CancelledError:
@@ -139,6 +144,11 @@ class Endpoint:
         self.ready = up
         cluster.care.watch()
         self.serve_waiting()
+
+    @property
+    def is_left_alone(self) -> bool:
+        """True while it has no connection, and no attempt is made since the last ones failed."""
+        return self._failures > 0 and not self.connections and self.cluster.worker.now < self._not_before
 
     def _back_off(self, now: float) -> None:
         """After a second failure in a row wait before the next attempt: longer each time, by chance up to half more or less."""
@@ -292,16 +302,13 @@ class Cluster:
         """Refuse a call over a limit (flag UO)."""
         call.answer(Status.UNAVAILABLE, f'upstream overflow: "{self.name}": {why} (flag UO)', "UO")
 
-    def may_go_elsewhere(self, call: "Call") -> bool:
-        """True if the call may be tried on another endpoint when this one cannot be connected to."""
-        route = call.plan.decision.route
-        return (
-            len(self.endpoints) > 1
-            and route is not None
-            and route.retry is not None
-            and route.retry.on_connect_failure
-            and self._may_retry(call)
-        )
+    def another(self, call: "Call") -> Endpoint | None:
+        """An endpoint in the place of one that is left alone: the call has not left, so this is no retry."""
+        for _ in range(2 * len(self.endpoints)):
+            endpoint = self._balancer.pick()
+            if endpoint is not None and not endpoint.is_left_alone and endpoint not in (call.tried or ()):
+                return endpoint
+        return None
 
     def _may_retry(self, call: "Call") -> bool:
         route = call.plan.decision.route

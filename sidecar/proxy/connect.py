@@ -66,3 +66,15 @@ async def connect_http1(cluster: ClusterConfig, endpoint: EndpointConfig, core: 
     server = Http1Server()
     await connect(cluster, endpoint, lambda: cast(asyncio.BaseProtocol, server), alpn="http/1.1")
     server.serve(core)
+
+
+async def settled(cluster: ClusterConfig, endpoint: EndpointConfig, settings: asyncio.Future[None]) -> None:
+    """Wait for an endpoint's SETTINGS: one that is about to end may take a connection that nobody will ever read. Raises ConnectError."""
+    place = f"{endpoint.host}:{endpoint.port}"
+    try:
+        async with asyncio.timeout(cluster.connect_timeout_s):
+            await settings
+    except TimeoutError:
+        raise ConnectError(f"no SETTINGS from {place} within {cluster.connect_timeout_s:g} s") from None
+    except OSError as error:
+        raise ConnectError(f"{place} ended the connection before it said anything: {error}") from None

@@ -47,6 +47,7 @@ class Listener:
         self.accepted: set[Accepted] = set()
         self._default: Chain | None = None
         self.splices: set[Splice] = set()
+        self.is_draining = False
         self._internal = internal
         self._cluster = cluster
         self._server: asyncio.Server | None = None
@@ -110,11 +111,18 @@ class Listener:
 
     def drain(self) -> None:
         """Take no new connections, send the clients elsewhere, let running calls finish."""
+        self.is_draining = True
         self.stop_accepting()
-        for accepted in list(self.accepted):
-            accepted.close()
         for downstream in list(self.downstreams):
             downstream.drain()
+
+    @property
+    def is_drained(self) -> bool:
+        """True once no call runs and every client knows that it is to open no more here.
+
+        What a client sent before it knew was taken: it comes before its answer to our PING.
+        """
+        return not self.calls and all(downstream.conn.is_going_away for downstream in list(self.downstreams))
 
     @property
     def calls(self) -> int:
@@ -146,6 +154,8 @@ class Listener:
         downstream.drain_timeout_s = manager.drain_timeout_s
         downstream.delayed_close_s = manager.delayed_close_s
         downstream.adopt(transport, data)
+        if self.is_draining:
+            downstream.drain()  # it was accepted when the end was near
         chain.watch()
 
     def serve_http1(self, chain: Chain, transport: asyncio.Transport, data: bytes) -> None:

@@ -19,6 +19,8 @@ from sidecar.proxy.route import Router
 from sidecar.proxy.worker import Worker
 
 DRAIN_POLL_S: Final = 0.02
+GRACE_S: Final = 0.25
+"""A connection that was accepted just before the end gets so long to say what it is."""
 
 _Key = tuple[str, int]
 """A filter chain: its listener's name, and its place there."""
@@ -185,8 +187,13 @@ def _same_address(one: ListenerConfig, other: ListenerConfig) -> bool:
 
 
 async def _drain(listeners: Sequence[Listener], end: float) -> bool:
+    await asyncio.sleep(0)  # connections that the kernel has taken are accepted first
     for listener in listeners:
         listener.drain()
-    while any(listener.calls for listener in listeners) and monotonic() < end:
+    settled = monotonic() + GRACE_S
+    while monotonic() < end:
+        is_early = monotonic() < settled and any(listener.accepted for listener in listeners)
+        if not is_early and all(listener.is_drained for listener in listeners):
+            break
         await asyncio.sleep(DRAIN_POLL_S)
     return not any(listener.calls for listener in listeners)

@@ -67,6 +67,8 @@ class Upstream(Handler, Peer):
         self._memo: dict[bytes, Block] = {}
         self._transport: asyncio.Transport | None = None
         self._is_lost = False
+        self.settled: asyncio.Future[None] = worker.loop.create_future()
+        """Done once the endpoint's SETTINGS are there: before that it has taken nothing, so no call is risked on it."""
 
     # -- socket -------------------------------------------------------------------------------------
 
@@ -120,6 +122,9 @@ class Upstream(Handler, Peer):
         if self._is_lost:
             return
         self._is_lost = True
+        if not self.settled.done():
+            self.settled.set_exception(ConnectionError(reason))
+            self.settled.exception()  # whoever waited may be gone: it is no news to the loop
         conn = self.conn
         if conn.has_output() and self._transport is not None:
             self._transport.write(conn.take_output())
@@ -272,6 +277,8 @@ class Upstream(Handler, Peer):
         self.mark()
 
     def on_capacity(self) -> None:
+        if not self.settled.done():
+            self.settled.set_result(None)
         if self.conn.is_going_away:
             if not self.conn.streams:
                 self.mark()  # the last one is over: close

@@ -69,7 +69,7 @@ class Target:
         quiet = {"stream_idle_timeout": "1s"}
         main = bootstraps.listener("main", ports["main"], "a", **quiet)
         routes = main["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]["virtual_hosts"][0]["routes"]
-        routes.insert(0, {"match": {"path": "/nowhere"}, "route": {"cluster": "missing"}})
+        routes.insert(0, {"match": {"path": "/nowhere"}, "route": {"cluster": "empty"}})
         quick = bootstraps.listener("quick", ports["quick"], "a")
         quick |= {"listener_filters": [INSPECTOR], "listener_filters_timeout": "0.5s"}
         watching = {"http2_protocol_options": {"connection_keepalive": {"interval": "0.3s", "timeout": "0.3s"}}}
@@ -82,7 +82,10 @@ class Target:
                 bootstraps.listener("watched", ports["watched"], "a", **watching),
                 tunnel,
             ],
-            [bootstraps.cluster("a", ports["a"], circuit_breakers={"thresholds": [{"max_requests": 100_000}]})],
+            [
+                bootstraps.cluster("a", ports["a"], circuit_breakers={"thresholds": [{"max_requests": 100_000}]}),
+                bootstraps.cluster("empty"),
+            ],
             admin={"address": bootstraps.address(ports["admin"])},
             layered_runtime={"layers": [{"name": "static", "static_layer": RUNTIME}]},
         )
