@@ -791,10 +791,6 @@ class Connection:
         """End the stream now, towards the peer only: the handler is not told."""
         if stream.is_dead or stream.id not in self.streams:
             return
-        if stream.local_closed and stream.remote_closed:
-            self._forget(stream)  # both sides have ended it: there is nothing left to reset
-            stream.is_dead = True
-            return
         self._reset_id(stream.id, code)
 
     def _reset_id(self, stream_id: int, code: int) -> None:
