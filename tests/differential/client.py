@@ -390,6 +390,7 @@ def _upstream(seen: Seen) -> dict[str, Any]:
         "data": _short(bytes(seen.data)),
         "trailers": seen.trailers,
         "ended": seen.is_ended,
-        "reset": seen.reset is not None,
+        # Once both sides have ended a stream, whether a reset still arrives is a race.
+        "reset": seen.reset is not None and not (seen.is_ended and seen.have_ended),
         "cut": seen.is_cut,
     }
