@@ -1,7 +1,7 @@
 """A server that does as it is told: for each request a list of actions; it writes down what it saw.
 
 An answer is one of, or a list of: `ok` (wait for the end, echo, grpc-status 0), `hold` (until the script says `release`), `close`, `cancelled` (wait for it), `ended`
-(wait for the request's end), `mute` (answer no PING from now on), and mappings: `headers: [...]`, `trailers: [...]` (ends), `only: [...]` (headers that end), `grpc: text`, `data: text`, `end: true`,
+(wait for the request's end), `settled` (until the engine has read all that was sent), `mute` (answer no PING from now on), and mappings: `headers: [...]`, `trailers: [...]` (ends), `only: [...]` (headers that end), `grpc: text`, `data: text`, `end: true`,
 `reset: CODE`, `goaway: {last: N or this or below, code: …}`, `send: [frames]`. Every answer's first headers say `x-from: NAME`.
 """
 
@@ -16,6 +16,7 @@ from tests.differential import script, wire
 from tests.differential.wire import CODES, Fields, Seen, Wire
 
 PATIENCE_S: Final = 5.0
+PING: Final = b"settled!"
 GRPC_OK: Final = [":status: 200", "content-type: application/grpc"]
 
 
@@ -41,6 +42,8 @@ class Backend:
     """By request, in order; the last one repeats. Empty is `ok`."""
     requests: list[Request] = field(default_factory=list)
     connections: list[Wire] = field(default_factory=list)
+    settled: int = 0
+    """Times that the engine is known to have read all that was sent; see the action of that name."""
     accepted: int = 0
     """Connections that were made since the case began."""
     _tasks: dict[tuple[int, int], asyncio.Task[None]] = field(default_factory=dict)
@@ -72,6 +75,7 @@ class Backend:
         self.answers = answers
         self.requests = []
         self.accepted = 0
+        self.settled = 0
         self._released = asyncio.Event()
         self.connections = [conn for conn in self.connections if not conn.is_closed]
 
@@ -124,10 +128,19 @@ class Backend:
             elif action == "mute":
                 conn.answers_pings = False
                 await conn.until(lambda: seen.is_done, PATIENCE_S)
+            elif action == "settled":
+                await self._settle(conn)
             elif action == "close":
                 conn.close()
             else:
                 self._act(conn, seen, *next(iter(action.items())))
+
+    async def _settle(self, conn: Wire) -> None:
+        """Wait until the engine has read what was sent: it has answered a PING."""
+        conn.pongs.discard(PING)
+        conn.send(wire.frame("PING", payload=PING))
+        await conn.until(lambda: PING in conn.pongs, PATIENCE_S)
+        self.settled += 1
 
     def _act(self, conn: Wire, seen: Seen, kind: str, value: Any) -> None:
         if kind == "headers":

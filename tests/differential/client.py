@@ -1,7 +1,7 @@
 """The client's side of a case: its script step by step, then what came of it.
 
 Steps: `call: {…}` (open, send all, wait for the end), `start: {…}` (the same without waiting), `calls: {times: n, at_once: 100, of: {…}}`,
-`message: {stream: n, grpc: text, end: true}`, `cancel: n`, `ended: n`, `headers: n` (wait for them), `arrived: {backend: n}`, `lost: {backend: n}` (so many of its connections are closed), `release: backend`, `send: [frames]`,
+`message: {stream: n, grpc: text, end: true}`, `cancel: n`, `ended: n`, `headers: n` (wait for them), `arrived: {backend: n}`, `settled: {backend: n}`, `lost: {backend: n}` (so many of its connections are closed), `release: backend`, `send: [frames]`,
 `ping`, `closed`, `goaway` (wait for them), `mute` (answer no PING from now on), `connect` (go on with a new connection), `tunnel: HOST:PORT` (the same through CONNECT), `text: …` (bytes on a new connection that are no HTTP/2).
 
 A call is `{path, authority, method, scheme, fields: […], headers: […] (all of them), grpc: text, data: …, end: false, trailers: […], plain: true}`.
@@ -163,6 +163,8 @@ class Client:
                 await self._arrived(value)
             case "lost":
                 await self._lost(value)
+            case "settled":
+                await self._settled(value)
             case "release":
                 self._backends[value].release()
             case "send":
@@ -225,6 +227,13 @@ class Client:
             while sum(conn.is_closed for conn in backend.connections) < count:
                 assert asyncio.get_running_loop().time() < end, f"{self._case.id}: {name} keeps its connections"
                 await asyncio.sleep(0.005)
+
+    async def _settled(self, counts: dict[str, int]) -> None:
+        for name, count in counts.items():
+            backend = self._backends[name]
+            async with asyncio.timeout(self._case.patience):
+                while backend.settled < count:
+                    await asyncio.sleep(0.005)
 
     async def _ping(self, conn: Wire) -> None:
         conn.pongs.discard(PING)
