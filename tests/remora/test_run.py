@@ -34,7 +34,7 @@ def test_the_program_owns_standard_output_and_its_arguments(guests: Mesh) -> Non
     result = guests.remora("run", "--service", "plain", "--", sys.executable, "-c", code, *words)
     assert result.code == 0
     assert result.out == "|".join(words)
-    assert result.err == "of the program"
+    assert result.err.endswith("of the program")  # on a slow machine we may have said that we wait
 
 
 def test_the_program_is_told_its_port_and_where_its_calls_go(guests: Mesh) -> None:
