@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Coroutine, Sequence
@@ -24,7 +23,7 @@ from control_plane.resources import rules
 from proto.mesh.v1 import service_pb2
 from remora import environment, exits
 from remora.addresses import UsageError
-from remora.agent import admin, child, terminal
+from remora.agent import admin, child, ports, terminal
 from remora.agent.bootstrap import NodeSpec, envoy
 from remora.agent.registration import Probe, Refused, Registration
 
@@ -71,17 +70,6 @@ def say(text: str) -> None:
     print(f"remora run: {text}", file=sys.stderr, flush=True)
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind((LOOPBACK, 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
-
-
 def engine_command(engine: str, bootstrap: Path) -> list[str]:
     """How an engine is started. Raises UsageError if it is not installed."""
     if engine == "remora":
@@ -123,7 +111,7 @@ class Agent:
 
     def __init__(self, spec: RunSpec, directory: Path) -> None:
         self._spec = spec
-        inbound, outbound, app, admin_port = _free_ports(4)
+        inbound, outbound, app, admin_port = ports.free(4)
         self._app_port = spec.port or app
         self._id = spec.instance_id or f"{spec.service}-{secrets.token_hex(4)}"
         self._node = NodeSpec(
