@@ -72,16 +72,22 @@ class Downstream(Handler, Peer):
 
     def data_received(self, data: bytes) -> None:
         now = monotonic()
-        self.worker.now = now
+        worker = self.worker
+        worker.now = now
+        worker.is_receiving = True
         conn = self.conn
-        conn.receive(data, now)
-        if conn.has_output():
-            self.mark()
-        if conn.is_closed and not self._is_lingering:
-            self.worker.stats.protocol_errors += 1
-            if conn.exceeded:
-                self.worker.stats.count_limit(conn.exceeded)
-            self.mark()
+        try:
+            conn.receive(data, now)
+            if conn.has_output():
+                self.mark()
+            if conn.is_closed and not self._is_lingering:
+                worker.stats.protocol_errors += 1
+                if conn.exceeded:
+                    worker.stats.count_limit(conn.exceeded)
+                self.mark()
+        finally:
+            worker.is_receiving = False
+        worker.flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.listener.downstreams.discard(self)

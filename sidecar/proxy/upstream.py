@@ -78,16 +78,22 @@ class Upstream(Handler, Peer):
 
     def data_received(self, data: bytes) -> None:
         now = monotonic()
-        self.worker.now = now
+        worker = self.worker
+        worker.now = now
+        worker.is_receiving = True
         conn = self.conn
-        conn.receive(data, now)
-        if conn.has_output():
-            self.mark()
-        if conn.is_closed:
-            self.worker.stats.protocol_errors += 1
-            if conn.exceeded:
-                self.worker.stats.count_limit(conn.exceeded)
-            self._lose(conn.close_reason)
+        try:
+            conn.receive(data, now)
+            if conn.has_output():
+                self.mark()
+            if conn.is_closed:
+                worker.stats.protocol_errors += 1
+                if conn.exceeded:
+                    worker.stats.count_limit(conn.exceeded)
+                self._lose(conn.close_reason)
+        finally:
+            worker.is_receiving = False
+        worker.flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lose(str(exc) if exc else "the peer closed the connection")

@@ -33,17 +33,20 @@ class Worker:
         self.timers = TimerWheel(loop)
         self._dirty: list[Peer] = []
         self._is_scheduled = False
+        self.is_receiving = False
+        """True while bytes from a socket are taken in: who does that flushes at its end."""
 
     def mark(self, peer: Peer) -> None:
-        """The peer has bytes to write: they leave once, when this wake-up is over."""
+        """The peer has bytes to write: they leave once, when what is being received is taken in, or in the loop's next turn."""
         if not peer.is_dirty:
             peer.is_dirty = True
             self._dirty.append(peer)
-            if not self._is_scheduled:
+            if not self.is_receiving and not self._is_scheduled:
                 self._is_scheduled = True
-                self.loop.call_soon(self._flush)
+                self.loop.call_soon(self.flush)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Let everybody write what has gathered."""
         self._is_scheduled = False
         dirty, self._dirty = self._dirty, []
         for peer in dirty:

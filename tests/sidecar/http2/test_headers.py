@@ -84,9 +84,8 @@ def test_a_block_above_the_limit_of_bytes_is_refused_with_what_was_read_of_it() 
     assert headers.value_of(caught.value.fields[0]) == b"/a"
 
 
-def test_long_values_are_written_without_huffman_codes_which_would_take_half_a_second() -> None:
-    assert len(headers.encode([(b"x-a", b"a" * 60_000)])) > 60_000
-    assert len(headers.encode([(b"x-a", b"a" * 200)])) < 200
+def test_values_are_written_as_they_are() -> None:
+    assert headers.encode([(b"x-a", b"a" * 200)]).endswith(b"a" * 200)
 
 
 def test_a_bad_huffman_code_is_refused_when_the_value_is_read() -> None:
