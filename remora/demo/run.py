@@ -18,6 +18,7 @@ import uvloop
 from proto.mesh.v1 import api_pb2, api_pb2_grpc, service_pb2
 from remora import environment, exits
 from remora.addresses import UsageError
+from remora.agent import ports
 from remora.commands.failure import Failure
 from remora.demo.crowd import Crowd
 from remora.demo.fleet import CONTROL_PLANE, SHOPPERS, Fleet
@@ -116,13 +117,8 @@ def _ports() -> tuple[int, int]:
             probe.bind(("127.0.0.1", port))
         return usual
     except OSError:
-        found = []
-        for _ in usual:
-            probe = socket.socket()
-            probes.append(probe)
-            probe.bind(("127.0.0.1", 0))
-            found.append(int(probe.getsockname()[1]))
-        return found[0], found[1]
+        api, http = ports.free(2)
+        return api, http
     finally:
         for probe in probes:
             probe.close()
