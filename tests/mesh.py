@@ -31,7 +31,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 PROGRAMS: Final = ROOT / "tests" / "end_to_end" / "programs"
 SERVER: Final = str(PROGRAMS / "server.py")
 CLIENT: Final = str(PROGRAMS / "client.py")
-START_S: Final = 30.0
+START_S: Final = 60.0
 """Longest start of anything, on a machine with much else to do."""
 COMMAND_S: Final = 60.0
 NO_PROXY: Final = (("grpc.enable_http_proxy", 0),)
