@@ -10,7 +10,7 @@ from tests.differential import engines
 from tests.differential.engines import ENGINES
 from tests.ports import free_ports
 from tests.sidecar import bootstraps
-from tests.sidecar.xds.test_convert import ABSENT, changed
+from tests.sidecar.bootstraps import ABSENT, changed
 
 MANAGER: Final = "static_resources.listeners[0].filter_chains[0].filters[0].typed_config"
 HOSTS: Final = f"{MANAGER}.route_config.virtual_hosts"

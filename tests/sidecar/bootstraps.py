@@ -1,5 +1,6 @@
 """Bootstraps for tests that start a sidecar by itself."""
 
+import re
 from typing import Any, Final
 
 _HTTP: Final = "type.googleapis.com/envoy.extensions.filters.http."
@@ -7,6 +8,8 @@ _MANAGER: Final = (
     "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 )
 _UPSTREAM: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+ABSENT: Final = object()
+"""For `changed`: nothing at all."""
 ROUTER: Final = {"name": "envoy.filters.http.router", "typed_config": {"@type": _HTTP + "router.v3.Router"}}
 HTTP2: Final = {
     _UPSTREAM: {"@type": "type.googleapis.com/" + _UPSTREAM, "explicit_http_config": {"http2_protocol_options": {}}}
@@ -62,3 +65,17 @@ def cluster(name: str, *ports: int, **options: Any) -> dict[str, Any]:
 def static(listeners: list[dict[str, Any]], clusters: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
     """A bootstrap; `fields` are more of its own."""
     return {"static_resources": {"listeners": listeners, "clusters": clusters}, **fields}
+
+
+def changed(tree: Any, path: str, value: Any) -> Any:
+    """The tree with another value at `a.b[0].c`; ABSENT takes it away. A `/` in a key stands for a dot."""
+    words = [word.replace("/", ".") for word in re.findall(r"[^.\[\]]+", path)]
+    at = tree
+    for word in words[:-1]:
+        at = at[int(word)] if isinstance(at, list) else at[word]
+    last: Any = int(words[-1]) if isinstance(at, list) else words[-1]
+    if value is ABSENT:
+        del at[last]
+    else:
+        at[last] = value
+    return tree

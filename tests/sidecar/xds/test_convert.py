@@ -23,6 +23,7 @@ from sidecar.proxy.config import (
 )
 from sidecar.xds.bootstrap import load, parse
 from sidecar.xds.supported import ConfigError
+from tests.sidecar.bootstraps import ABSENT, changed
 from tests.sidecar.xds.everything import document
 
 CLUSTER: Final = "static_resources.clusters"
@@ -32,21 +33,6 @@ HOST: Final = f"{MANAGER}.route_config.virtual_hosts[0]"
 ROUTE: Final = f"{HOST}.routes[0]"
 LIMIT: Final = f"{MANAGER}.http_filters[0].typed_config"
 OPTIONS: Final = "typed_extension_protocol_options.envoy/extensions/upstreams/http/v3/HttpProtocolOptions"
-ABSENT: Final = object()
-
-
-def changed(tree: Any, path: str, value: Any) -> Any:
-    """The tree with another value at `a.b[0].c`; ABSENT takes it away. A `/` in a key stands for a dot."""
-    words = [word.replace("/", ".") for word in re.findall(r"[^.\[\]]+", path)]
-    at = tree
-    for word in words[:-1]:
-        at = at[int(word)] if isinstance(at, list) else at[word]
-    last: Any = int(words[-1]) if isinstance(at, list) else words[-1]
-    if value is ABSENT:
-        del at[last]
-    else:
-        at[last] = value
-    return tree
 
 
 REFUSED: Final[dict[str, tuple[str, Any, str]]] = {
