@@ -47,6 +47,8 @@ def faults(case: Case, outcomes: dict[str, Outcome]) -> list[str]:
 
 
 def _spread_faults(engine: str, seen: Counter[str], shares: dict[str, float]) -> list[str]:
+    if not seen:
+        return [f"{engine}: no calls were counted"]
     strangers = set(seen).difference(shares)
     if strangers:
         return [f"{engine}: answers from {sorted(strangers)}: {dict(seen)}"]
