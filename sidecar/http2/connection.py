@@ -200,6 +200,12 @@ class Connection:
         self.waiting = 0
         """Bytes of data that wait for the peer's windows."""
         self._decoder: Decoder | None = Decoder(max_header_list_size=MAX_HEADER_BLOCK * 4)
+        self._stream_window = settings.initial_stream_window
+        """What a new stream may send us at first."""
+        self._narrow_to = 0
+        """`_stream_window` once the peer has acknowledged it; 0 if it is not about to change."""
+        self._narrow_in = 0
+        """So many acknowledgements from now."""
         self._unacked_settings: deque[bool] = deque()
         """SETTINGS under way; True for the one that says HEADER_TABLE_SIZE = 0."""
         self._has_asked_stateless = False
@@ -350,7 +356,7 @@ class Connection:
         if len(self.streams) >= self.local.max_concurrent_streams or self.is_going_away:
             self._reset_id(stream_id, ErrorCode.REFUSED_STREAM)
             return
-        stream = Stream(stream_id, self._peer_stream_window, self.local.initial_stream_window)
+        stream = Stream(stream_id, self._peer_stream_window, self._stream_window)
         self.streams[stream_id] = stream
         if ended:
             stream.remote_closed = True
@@ -529,6 +535,10 @@ class Connection:
                 raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "acknowledgement of SETTINGS that were not sent")
             if self._unacked_settings.popleft():
                 self._decoder = None  # from here on, equal bytes mean equal headers
+            if self._narrow_in:
+                self._narrow_in -= 1
+                if not self._narrow_in:
+                    self._narrow()
             return
         if len(payload) % 6:
             raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS is not a list of pairs")
@@ -643,7 +653,7 @@ class Connection:
         if stream_id >= self.last_id:
             self.is_going_away = True  # the owner opens a new connection
             self.waits_for_room = True
-        stream = Stream(stream_id, self._peer_stream_window, self.local.initial_stream_window)
+        stream = Stream(stream_id, self._peer_stream_window, self._stream_window)
         self.streams[stream_id] = stream
         self.send_headers(stream, block, ended)
         return stream
@@ -770,6 +780,26 @@ class Connection:
             stream.threshold *= 2
         self._out.write(frames.window_update(stream.id, grant))
         stream.recv_window += grant
+
+    def narrow_streams(self, size: int) -> None:
+        """Take back window that streams were given and have not used; those whose data is taken get it again (RFC 9113 §6.9.2)."""
+        if self._narrow_to or size >= self._stream_window:
+            return
+        self._narrow_to = size
+        self._out.write(frames.settings({frames.INITIAL_WINDOW_SIZE: size}))
+        self._unacked_settings.append(False)
+        self._narrow_in = len(self._unacked_settings)
+
+    def _narrow(self) -> None:
+        """The peer keeps to the narrower windows from here on; a stream's may be below 0 until enough of its data has left."""
+        size, self._narrow_to = self._narrow_to, 0
+        delta = self._stream_window - size
+        self._stream_window = size
+        for stream in list(self.streams.values()):
+            stream.recv_window -= delta
+            stream.threshold = size // 2
+            if stream.unacked >= stream.threshold:
+                self._widen(stream)
 
     def take_unsent(self, stream: Stream) -> int:
         """Credit that `on_sent` will not tell of any more; the caller gives it back to the sender's connection."""

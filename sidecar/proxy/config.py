@@ -391,7 +391,8 @@ class Limits:
     listener_connections: tuple[tuple[str, int], ...] = ()
     """The same for one listener, by name (`envoy.resource_limits.listener.NAME.connection_limit`)."""
     max_buffered_bytes: int = 64 * 1024 * 1024
-    """Of answers that a client's windows do not let through; more resets the stream that brings it (`remora.max_buffered_bytes`)."""
+    """Of answers that a client's windows do not let through (`remora.max_buffered_bytes`). From a quarter of it on, streams from
+    endpoints get narrow windows; above it, the stream that brings more is reset."""
     max_unread_bytes: int = 4 * 1024 * 1024
     """Answers to control frames and broken calls that gather while a peer reads nothing; more cuts its connection (`remora.max_unread_bytes`)."""
     max_control_frames_per_s: int = 10_000

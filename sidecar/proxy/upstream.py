@@ -25,6 +25,10 @@ MAX_MEMO: Final = 2048
 """Response blocks that are remembered per connection; then all are forgotten."""
 
 
+NARROW_WINDOW: Final = 16 * 1024
+"""Bytes that a stream may still send once so many wait for one client that a quarter of its bound is reached."""
+
+
 class Block:
     """What a response's header block says: remembered, as servers send few different ones."""
 
@@ -246,7 +250,10 @@ class Upstream(Handler, Peer):
         """The client does not take the data now. Its stream waits; other clients' streams on this connection do not."""
         self.conn.credit_connection(credit)
         down = call.down
-        if down.conn.waiting > down.limits.max_buffered_bytes:
+        waiting, most = down.conn.waiting, down.limits.max_buffered_bytes
+        if waiting > most // 4:
+            self.conn.narrow_streams(NARROW_WINDOW)
+        if waiting > most:
             self.worker.stats.count_limit("max_buffered_bytes")
             call.overrun()
 

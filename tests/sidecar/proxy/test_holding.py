@@ -1,8 +1,12 @@
 """Calls that are held: by a reader that does not read, by an endpoint that cannot be reached, by a deadline that runs meanwhile."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 
 from sidecar.proxy.cluster import LONGEST_BACKOFF_S, Endpoint
@@ -32,6 +36,20 @@ def bootstrap(port: int, *endpoints: int, route: dict[str, Any] | None = None, *
 
 def endpoint(proxy: Proxy) -> Endpoint:
     return next(iter(proxy.clusters["a"].endpoints.values()))
+
+
+@asynccontextmanager
+async def serving(port: int, method: Any) -> AsyncIterator[None]:
+    """A real gRPC server with one method that streams its answer."""
+    server = grpc.aio.server()
+    handlers: dict[str, Any] = {"Get": grpc.unary_stream_rpc_method_handler(method)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("shop.Orders", handlers),))
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(0)
 
 
 async def test_a_reader_that_stalls_does_not_hold_up_others_on_the_same_connection_upstream() -> None:
@@ -81,6 +99,41 @@ async def test_what_is_kept_for_one_client_has_a_bound_and_others_do_not_feel_it
             rest = [await over(slow, seen) for seen in held if seen.reset is None]
             assert rest
             assert {len(seen.data) for seen in rest} == {SIZE + 5}
+
+
+async def test_a_thousand_streams_whose_reader_stalls_are_held_and_lose_nothing() -> None:
+    """200 MiB are on offer, from a real gRPC server; a quarter of the bound makes windows narrow, so that the bound is not reached."""
+    port, server_port = free_ports(2)
+    streams, chunk, chunks = 1_000, b"x" * 20_000, 10
+
+    async def flood(request: bytes, context: Any) -> Any:
+        for _ in range(chunks):
+            yield chunk
+
+    breakers = {"thresholds": [{"max_requests": 10_000}]}
+    document = bootstraps.static(
+        [bootstraps.listener("main", port, "a")], [bootstraps.cluster("a", server_port, circuit_breakers=breakers)]
+    )
+    async with serving(server_port, flood), running(document) as proxy:
+        client = await dial(port, INITIAL_WINDOW_SIZE=0)
+        held = [start(client, "hello") for _ in range(streams)]
+        await eventually_async(lambda: proxy.listeners["main"].downstreams)
+        (kept,) = proxy.listeners["main"].downstreams
+        seen = [0]
+
+        def stands_still() -> bool:
+            seen.append(kept.conn.waiting)
+            return len(seen) > 25 and seen[-1] > MIB and seen[-25] == seen[-1]
+
+        await eventually_async(stands_still, timeout_s=30)
+        assert 16 * MIB < kept.conn.waiting < 64 * MIB
+        for each in held:
+            client.give_window(each.id, MIB)
+        for each in held:
+            assert await client.until(lambda each=each: each.is_over, 30)  # type: ignore[misc]
+        assert {each.header("grpc-status") for each in held} == {"0"}
+        assert {len(each.data) for each in held} == {chunks * (len(chunk) + 5)}
+        assert proxy.worker.stats.exceeded == {}
 
 
 async def test_a_call_that_waited_for_its_endpoint_goes_on_with_the_time_that_is_left() -> None:
