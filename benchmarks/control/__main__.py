@@ -166,7 +166,7 @@ def _show_aims(run: Document) -> None:
         table.add_column(heading)
     for aim, values, reached in report.verdicts(run):
         if values:
-            word = "[green]reached[/]" if reached else "[red]not reached[/]"
+            word = {True: "[green]reached[/]", False: "[red]not reached[/]", None: ""}[reached]
             against = " ".join(reversed(aim.against)) if aim.against else ""
             subject = " ".join(reversed(aim.subject))
             table.add_row(aim.title, subject, against, f"≤ {aim.at_most:g}", report.shown(values), word)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
 
-from benchmarks.control import mesh
 from benchmarks.control.aims import Sample
 from benchmarks.control.crowd import Counters, Crowd, Shape
 from benchmarks.control.planes import GoControlPlane, Plane, Remora, record
@@ -150,7 +149,7 @@ class Bench:
         self._plan = plan
         self._on_step = on_step
         self._on_row = on_row
-        """Told of a row when a batch of ways has been measured."""
+        """Told of a row when all its ways have been measured."""
         self._marks = count(1)
         self._recorded: dict[int, dict[tuple[str, str], bytes]] = {}
 
@@ -160,6 +159,9 @@ class Bench:
         for batch in [[way] for way in ways] if setup.is_alone else [list(ways)]:
             with ExitStack() as open_targets:
                 self._batch(setup, results, batch, open_targets)
+        if setup.is_alone:
+            for result in results:
+                self._on_row(result)
         return results
 
     def _batch(self, setup: Setup, results: Sequence[Result], ways: list[str], open_targets: ExitStack) -> None:
@@ -181,12 +183,13 @@ class Bench:
         for result in results:
             if result.row.scenario.timeline is not None:
                 self._rounds(result, targets)
-            self._on_row(result)
+            if not setup.is_alone:
+                self._on_row(result)
 
     def _start(self, setup: Setup, way: str) -> Target:
         name, _, variant = way.partition("/")
-        streams = max(2, int(setup.streams * self._plan.scale))
-        services = max(mesh.MIN_SERVICES, int(setup.services * self._plan.scale))
+        scaled = setup.scaled(self._plan.scale)
+        streams, services = scaled.streams, scaled.services
         plane: Plane
         if name == "remora":
             plane = Remora(self._processes, services)

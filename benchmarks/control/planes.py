@@ -86,7 +86,7 @@ class Remora:
             try:
                 future.result()
             except grpc.RpcError as error:
-                raise BenchError(f"a change was refused: {error}") from None
+                raise BenchError(f"a change was not taken: {future.code().name}: {future.details()}") from error
 
         return wait
 

@@ -50,7 +50,7 @@ def document(
         "rows": [
             {
                 "name": result.row.name,
-                "setup": result.row.setup.title,
+                "setup": result.row.setup.scaled(plan.scale).title,
                 "title": result.row.scenario.title,
                 "figures": list(result.row.scenario.figures),
                 "errors": result.errors,
@@ -85,10 +85,10 @@ def cell(row: Document, way: str, metric: str) -> str:
 
 
 def verdicts(run: Document) -> list[tuple[Aim, list[float], bool | None]]:
-    """Each aim with what was measured of it by round, and whether it was reached (None: not measured)."""
+    """Each aim with what was measured of it by round, and whether it was reached (None: not measured, or not in full size)."""
     there = samples(run)
     found = [(aim, measured(aim, there)) for aim in AIMS]
-    return [(aim, values, is_reached(aim, values)) for aim, values in found]
+    return [(aim, values, is_reached(aim, values) if run["scale"] == 1 else None) for aim, values in found]
 
 
 def shown(values: list[float]) -> str:
@@ -141,7 +141,11 @@ def page(run: Document, plots: list[str]) -> str:
         "<!-- made by `make bench-control`; changes by hand are lost with the next run -->",
         "",
         f"Run of {run['date']}, {run['rounds']} rounds"
-        + (f", with {run['scale']:g} of the usual streams, services and changes" if run["scale"] != 1 else "")
+        + (
+            f", with {run['scale']:g} of the usual streams, services and changes (the names of the rows are those of a full run)"
+            if run["scale"] != 1
+            else ""
+        )
         + f". {machine['cpu']}, {machine['cores']} cores, {machine['memory']}, Linux {machine['kernel']}; other programs used {machine['others']} cores meanwhile.",
         "",
         "Versions: " + ", ".join(f"{name} {text}" for name, text in versions.items()) + ".",
@@ -157,7 +161,8 @@ def page(run: Document, plots: list[str]) -> str:
         )
     lines += [
         "",
-        "Figures, or ratios of figures of the same round: median and spread. `*` is the better of both variants.",
+        "Figures, or ratios of figures of the same round: median and spread. `*` is the better of both variants."
+        + (" The aims are for a run in full size: of this one there is no verdict." if run["scale"] != 1 else ""),
         "",
     ]
     for setup in dict.fromkeys(row["setup"] for row in run["rows"]):

@@ -1,7 +1,7 @@
 """What is measured: meshes, and what happens in them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from benchmarks.control import mesh
@@ -19,12 +19,22 @@ class Setup:
     """A mesh, and how many nodes are connected to its control plane."""
 
     name: str
-    title: str
     streams: int
     services: int = 1000
     per_connection: int = 20
     is_alone: bool = False
     """One way at a time, since not all of them fit into the memory at once."""
+
+    def scaled(self, scale: float) -> "Setup":
+        """The same in another size."""
+        services = max(mesh.MIN_SERVICES, int(self.services * scale))
+        return replace(self, streams=max(2, int(self.streams * scale)), services=services)
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        own = ", each on a connection of its own" if self.per_connection == 1 else ""
+        return f"{self.streams:,} streams{own}, {self.services:,} services"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +119,12 @@ ROLLING: Final = Scenario(
 )
 SCENARIOS: Final = (OPEN, ENDPOINT, ROUTE, BURST_OF_CHANGES, ROLLING)
 
-SMALL: Final = Setup("100", "100 streams, 1,000 services", 100)
-MIDDLE: Final = Setup("1000", "1,000 streams, 1,000 services", 1_000)
-LARGE: Final = Setup("10000", "10,000 streams, 1,000 services", 10_000, is_alone=True)
-OWN: Final = Setup(
-    "1000-own", "1,000 streams, each on a connection of its own, 1,000 services", 1_000, per_connection=1
-)
-WIDE: Final = Setup("100-of-10000", "100 streams, 10,000 services", 100, services=10_000)
-BARE: Final = Setup("1000-of-10", "1,000 streams, 10 services", 1_000, services=10)
+SMALL: Final = Setup("100", 100)
+MIDDLE: Final = Setup("1000", 1_000)
+LARGE: Final = Setup("10000", 10_000, is_alone=True)
+OWN: Final = Setup("1000-own", 1_000, per_connection=1)
+WIDE: Final = Setup("100-of-10000", 100, services=10_000)
+BARE: Final = Setup("1000-of-10", 1_000, services=10)
 
 ROWS: Final = (
     *(Row(SMALL, scenario) for scenario in SCENARIOS),

@@ -242,7 +242,7 @@ def test_the_page_says_what_was_reached_what_failed_and_what_was_not_there() -> 
     facts = {"cpu": "a fast one", "cores": "2", "memory": "8 GiB", "kernel": "6", "others": "0.00"}
     run = document(
         [opened, changed],
-        Plan(1, 1.0, 2, "frames"),
+        Plan(1, 1.0, simulators=2, client="frames"),
         date="2030-01-01 00:00 UTC",
         machine=facts,
         versions={"go-control-plane": "0.14.0"},
@@ -253,3 +253,5 @@ def test_the_page_says_what_was_reached_what_failed_and_what_was_not_there() -> 
     assert "| remora/*, `burst/1000` |  | ≤ 5 | 7.00 | **not reached** |" in text
     assert "| go/sotw | failed: 12 ACKs were missing after 180 s |" in text
     assert "Not measured: remora/delta" in text
+    text = page({**run, "scale": 0.1}, [])
+    assert "59.00" in text and "reached" not in text
