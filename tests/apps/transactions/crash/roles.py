@@ -76,6 +76,11 @@ class Run:
         return self.scenario.partition("-")[0]
 
     @property
+    def gid(self) -> str:
+        """Of this run only: names of prepared transactions are unique in a PostgreSQL server, not in a database."""
+        return f"g-{self.directory.name}"
+
+    @property
     def price(self) -> int:
         return 130 if self.scenario.endswith("-refused") else 30
 
@@ -226,7 +231,7 @@ async def _try_once(run: Run, coordinator: Transactions, engine: Any) -> None:
 
 
 async def _saga(run: Run, coordinator: Transactions, engine: Any) -> None:
-    saga = coordinator.saga("g")
+    saga = coordinator.saga(run.gid)
     saga.step("credit", run.url(SHOP, "Move"), bank.request("till", run.price), undo=run.url(SHOP, "MoveBack"))
     saga.step(
         "debit", run.url(ACCOUNTS, "Move"), bank.request("reader", -run.price), undo=run.url(ACCOUNTS, "MoveBack")
@@ -235,7 +240,7 @@ async def _saga(run: Run, coordinator: Transactions, engine: Any) -> None:
 
 
 async def _tcc(run: Run, coordinator: Transactions, engine: Any) -> None:
-    async with coordinator.tcc("g", timeout_s=OPEN_TIMEOUT_S) as tcc:
+    async with coordinator.tcc(run.gid, timeout_s=OPEN_TIMEOUT_S) as tcc:
         for name, role, holding, amount in (
             ("credit", SHOP, "till", run.price),
             ("debit", ACCOUNTS, "reader", -run.price),
@@ -246,27 +251,27 @@ async def _tcc(run: Run, coordinator: Transactions, engine: Any) -> None:
 
 
 async def _xa(run: Run, coordinator: Transactions, engine: Any) -> None:
-    async with coordinator.xa("g", timeout_s=OPEN_TIMEOUT_S) as xa:
+    async with coordinator.xa(run.gid, timeout_s=OPEN_TIMEOUT_S) as xa:
         await xa.call("credit", run.url(SHOP, "Move"), bank.request("till", run.price))
         await xa.call("debit", run.url(ACCOUNTS, "Move"), bank.request("reader", -run.price))
 
 
 async def _message(run: Run, coordinator: Transactions, engine: Any) -> None:
-    message = coordinator.message("g", query=run.url(INITIATOR, "Move"), timeout_s=OPEN_TIMEOUT_S / 2)
+    message = coordinator.message(run.gid, query=run.url(INITIATOR, "Move"), timeout_s=OPEN_TIMEOUT_S / 2)
     async with message.deliver("credit", run.url(SHOP, "Move"), bank.request("till", run.price)):
-        await asyncio.to_thread(_pay, engine, run.price)
+        await asyncio.to_thread(_pay, run, engine)
 
 
-def _pay(engine: Any, price: int) -> None:
+def _pay(run: Run, engine: Any) -> None:
     with seam.crossing("write", "initiator.commit"), engine.begin() as connection:
-        if mark(connection, "g"):
-            bank.change(connection, None, "purse", -price, 0)
+        if mark(connection, run.gid):
+            bank.change(connection, None, "purse", -run.price, 0)
 
 
 async def _outbox(run: Run, coordinator: Transactions, engine: Any) -> None:
     def publish() -> None:
         with seam.crossing("write", "initiator.commit"), engine.begin() as connection:
-            if not mark(connection, "g"):
+            if not mark(connection, run.gid):
                 return
             for number in range(3):
                 bank.change(connection, None, "purse", -10, 0)

@@ -101,7 +101,7 @@ def test_a_pause_is_a_pause_and_the_other_coordinator_takes_over() -> None:
     result = play("tcc", [point])
     assert (result.fired, result.violations) == (1, [])
     tokens = [each.token for each in result.facts if isinstance(each, Logged)]
-    assert (tokens[0], max(tokens)) == (1, 2)
+    assert tokens[0] == 1 < max(tokens)
 
 
 def test_a_coordinator_that_slept_while_another_took_over_does_no_harm() -> None:

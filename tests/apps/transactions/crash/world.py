@@ -1,12 +1,15 @@
 """One run: databases, processes, kills, restarts, and the history that is left."""
 
+import contextlib
 import functools
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import sys
 import tempfile
@@ -40,10 +43,12 @@ from apps.transactions.coordinator.sql import SqlLog, open_log_engine
 from tests.apps.transactions import bank
 from tests.apps.transactions.crash import roles
 from tests.apps.transactions.crash.roles import Point, Run, roles_of
-from tests.ports import free_ports
 from tests.postgres import Postgres
 
 TIMEOUT_S: Final = 20.0
+_PORTS: Final = 400
+_FIRST_PORT: Final = 12_000 + os.getpid() % 50 * _PORTS
+_NUMBERS: Final = itertools.count()
 MAX_RESTARTS: Final = 20
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.apps.transactions.crash.preload"])
@@ -73,7 +78,7 @@ def play(scenario: str, points: Sequence[Point] = (), postgres: Postgres | None 
         names = roles_of(scenario)
         if any(point.is_pause for point in points):
             names = (*names, roles.SECOND)
-        ports = dict(zip(names, free_ports(len(names)), strict=True))
+        ports = dict(zip(names, _quiet_ports(len(names)), strict=True))
         databases = {name: f"sqlite:///{directory / name}.db" for name in names if name != roles.SECOND}
         if scenario.startswith("xa"):
             assert postgres is not None
@@ -101,6 +106,17 @@ def points_of(result: Result) -> list[Point]:
         if role in (roles.ACCOUNTS, roles.SHOP) and any(each[0] == roles.COORDINATOR for each in result.crossings):
             points[Point(role, crossing, number, roles.COORDINATOR)] = None
     return list(points)
+
+
+def _quiet_ports(count: int) -> list[int]:
+    """Ports that nobody is given while their process is dead: no other run, and no outgoing connection (they get 32768 and up)."""
+    found: list[int] = []
+    while len(found) < count:
+        port = _FIRST_PORT + next(_NUMBERS) % _PORTS
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            found.append(port)
+    return found
 
 
 @contextmanager
@@ -264,7 +280,7 @@ def _collect(run: Run) -> list[Fact]:
         if not run.scenario.endswith("-alone") or _query(
             log, "SELECT gid FROM tx_log"
         ):  # else it may have died too early
-            facts.append(Began("g", run.mode, branches, 0.0))
+            facts.append(Began(run.gid, run.mode, branches, 0.0))
         history = _query(log, "SELECT gid, state, token FROM history ORDER BY seq")
         facts += [Logged(str(gid), str(state), int(str(token))) for gid, state, token in history]
         facts += [Ended(str(gid), str(state), 0.0) for gid, state in _query(log, "SELECT gid, state FROM tx_log")]
