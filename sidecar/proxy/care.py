@@ -208,8 +208,8 @@ class QuietCalls(Sweep):
         super().__init__(worker)
         self._connections = connections
         self._timeout_s = 0.0
-        self._seen: dict[tuple[Connected, int], tuple[float, tuple[int, int]]] = {}
-        """By connection and stream: since when nothing moves, and what was left to send."""
+        self._seen: dict[tuple[Connected, int], tuple[float, tuple[int, int], bool]] = {}
+        """By connection and stream: since when nothing moves, what was left to send, and whether its time was over already."""
 
     def update(self, timeout_s: float, on_routes: Iterable[float]) -> None:
         """From now on keep these; those of routes go before the listener's."""
@@ -225,14 +225,16 @@ class QuietCalls(Sweep):
             for stream in list(connected.conn.streams.values()):
                 key = (connected, stream.id)
                 left = _left(stream)
-                since, left_before = before.get(key, (now, left))
+                since, left_before, was_overdue = before.get(key, (now, left, False))
                 if left != left_before or _was_active(stream):
                     since = now
                 timeout = self._timeout_of(stream)
-                if timeout and now - since >= timeout:
+                is_overdue = 0.0 < timeout <= now - since
+                if is_overdue and was_overdue:
                     self._end(connected, stream, timeout)
                 else:
-                    self._seen[key] = (since, left)
+                    # If it was we who were late, what came meanwhile is read before the next sweep.
+                    self._seen[key] = (since, left, is_overdue)
         return any_connection
 
     def _timeout_of(self, stream: Stream) -> float:

@@ -31,7 +31,7 @@ async def _client(target: Target, chance: random.Random, end: float, done: list[
 
 async def _http2(target: Target, chance: random.Random, kind: str, done: list[int]) -> None:
     wire = Wire(is_server=False)
-    await asyncio.get_running_loop().create_connection(lambda: wire, "127.0.0.1", target.ports["main"])
+    await asyncio.get_running_loop().create_connection(lambda: wire, "127.0.0.1", target.ports["tunnel"])
     wire.hello()
     for _ in range(chance.randrange(1, 60)):
         size = chance.choice([10, 100, 1_000, 20_000, 200_000])
@@ -65,7 +65,7 @@ async def _http1(target: Target) -> None:
 
 async def _half(target: Target) -> None:
     """A connection that ends in the middle of its first frame."""
-    _, writer = await asyncio.open_connection("127.0.0.1", target.ports["main"])
+    _, writer = await asyncio.open_connection("127.0.0.1", target.ports["tunnel"])
     writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0")
     await writer.drain()
     writer.close()
