@@ -137,7 +137,9 @@ def test_the_next_purchase_does_not_wait_for_a_slow_one_and_the_number_in_flight
 def test_a_shop_that_is_not_there_is_counted_and_no_error(tmp_path: Path) -> None:
     with running(tmp_path, "shoppers", "--orders", ABSENT, "--rate", "20", "--for", "300ms") as shoppers:
         out, _ = shoppers.process.communicate(timeout=30)
-    assert lines_of(out)[-1]["outcomes"] == {"UNAVAILABLE": 6}
+    final = lines_of(out)[-1]
+    assert final["outcomes"] == {"UNAVAILABLE": final["due"]}
+    assert final["due"] in (6, 7), "one every 50 ms, and perhaps one at the very end"
     assert shoppers.process.returncode == 0
 
 
