@@ -40,6 +40,8 @@ class Counters:
     responses: Counter[str]
     """By type."""
     received: int
+    carried: int
+    """Bytes of messages; `received` is all that came over the wire."""
     sent: int
     cpu_s: float
     """Of the simulators."""
@@ -117,6 +119,7 @@ class Crowd:
         return Counters(
             responses,
             sum(answer["received"] for answer in answers),
+            sum(answer["carried"] for answer in answers),
             sum(answer["sent"] for answer in answers),
             sum(answer["cpu_s"] for answer in answers),
         )
@@ -128,7 +131,7 @@ class Crowd:
         while True:
             time.sleep(QUIET_S)
             now = self.counters()
-            if now.responses == last.responses and now.received == last.received:
+            if now.responses == last.responses and now.carried == last.carried:
                 return now
             if time.monotonic() > end:
                 raise BenchError(f"responses have come for {QUIET_TIMEOUT_S:g} s without an end")

@@ -66,6 +66,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, method: str, on_failure: Callable[[Exception], None]) -> None:
         self.received = 0
         """Bytes off the wire."""
+        self.carried = 0
+        """Of them, bytes of messages: pings and windows come at any time."""
         self.sent = 0
         self._head = RequestHead("control-plane", method)
         self._on_failure = on_failure
@@ -191,6 +193,7 @@ class Connection(asyncio.Protocol):
             raise LoadError("DATA is padded, or ends the stream without grpc-status")
         stream = self._streams[number]
         size = end - start
+        self.carried += size
         self._used += size
         stream.used += size
         if self._used > _LOW:

@@ -18,6 +18,7 @@ class Connection:
 
     def __init__(self, port: int, method: str, on_failure: Callable[[Exception], None]) -> None:
         self.received = 0
+        self.carried = 0
         self.sent = 0
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=list(_OPTIONS))
         self._method: Any = self._channel.stream_stream(method)
@@ -45,6 +46,7 @@ class Connection:
         try:
             async for data in self._method(outgoing()):
                 self.received += len(data) + 5
+                self.carried = self.received
                 on_message(data)
             self._on_failure(ConnectionError("the control plane ended a stream"))
         except grpc.aio.AioRpcError as error:

@@ -96,6 +96,7 @@ class Simulator:
         return {
             "responses": dict(self._shared.responses),
             "received": sum(connection.received for connection in self._connections),
+            "carried": sum(connection.carried for connection in self._connections),
             "sent": sum(connection.sent for connection in self._connections),
             "cpu_s": time.process_time(),
         }
