@@ -6,15 +6,15 @@ import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Final
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks import machine, report
+from benchmarks.command import EXIT_INTERRUPTED, choose, finish, interrupt, notices, progress_columns
 from benchmarks.fleet import Fleet
 from benchmarks.measure import METRICS
 from benchmarks.processes import ROOT, Processes
@@ -28,13 +28,7 @@ ROUNDS: Final = 5
 QUICK_ROUNDS: Final = 2
 QUICK_SCALE: Final = 0.25
 
-EXIT_DONE: Final = 0
-EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
-EXIT_INTERRUPTED: Final = 130
-
 data = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 140)
-notices = Console(stderr=True, soft_wrap=True)
 
 
 def main(
@@ -54,13 +48,13 @@ def main(
     ] = None,
 ) -> None:
     """CPU per call, latency, throughput, memory and start time of the sidecar beside its peers, interleaved in one run."""
-    chosen = _choose(rows or [])
+    chosen = tuple(choose(rows or [], {row.name: row for row in ROWS}))
     names = [name for name in peers.split(",") if name]
     for name in names:
         if name not in PROXIES:
             raise typer.BadParameter(f'"{name}" is none of {", ".join(PROXIES)}')
     is_whole = len(chosen) == len(ROWS) and not names
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         run = _run(
             chosen, names, rounds or (QUICK_ROUNDS if quick else ROUNDS), scale or (QUICK_SCALE if quick else 1.0)
@@ -77,22 +71,7 @@ def main(
         notices.print(f"written: {folder}/README.md, latest.json and the plots")
         if folder == OUTPUT and not report.update_front_page(run, ROOT / "README.md"):
             notices.print("[yellow]README.md has no place for the figures[/]")
-    failed = [f"{row['name']} {label}: {why}" for row in run["rows"] for label, why in row["errors"].items()]
-    for line in failed:
-        notices.print(f"[bold red]failed:[/] {line}", highlight=False)
-    raise typer.Exit(EXIT_FAILED if failed else EXIT_DONE)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _choose(names: list[str]) -> tuple[Row, ...]:
-    by_name = {row.name: row for row in ROWS}
-    for name in names:
-        if name not in by_name:
-            raise typer.BadParameter(f'"{name}" is no row; there are {", ".join(by_name)}')
-    return tuple(by_name[name] for name in names) if names else ROWS
+    finish(run)
 
 
 def _run(rows: tuple[Row, ...], names: list[str], rounds: int, scale: float) -> Document:
@@ -109,14 +88,7 @@ def _run(rows: tuple[Row, ...], names: list[str], rounds: int, scale: float) -> 
     with (
         tempfile.TemporaryDirectory(prefix="remora-bench-") as scratch,
         Processes(Path(scratch)) as processes,
-        Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=notices,
-            transient=True,
-        ) as progress,
+        Progress(*progress_columns(), console=notices, transient=True) as progress,
     ):
         fleet = Fleet(processes)
         plan = []

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Final
 
 from benchmarks.backends import SMALL
@@ -35,6 +36,12 @@ class Metric:
     unit: str
     digits: int
     """Behind the decimal point, where it is shown."""
+
+
+def spread(values: list[float], digits: int) -> tuple[str, str, str]:
+    """Lowest, median and highest, as they are shown."""
+    low, middle, high = (f"{value:,.{digits}f}" for value in (min(values), median(values), max(values)))
+    return low, middle, high
 
 
 METRICS: Final = {

@@ -13,6 +13,9 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import IO, Final
 
+from remora.agent import ports
+from remora.agent.child import tree
+
 ROOT: Final = Path(__file__).resolve().parent.parent
 _PLACES: Final = os.pathsep.join([str(ROOT / ".tools" / "bin"), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
@@ -35,19 +38,7 @@ def find(name: str) -> str | None:
 
 def free_port() -> int:
     """A loopback port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _tree(pid: int) -> list[int]:
-    """A process and all its descendants."""
-    pids = [pid]
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in children.read_text().split():
-                pids += _tree(int(child))
-    return pids
+    return ports.free(1)[0]
 
 
 def _cpu_s(pid: int) -> float:
@@ -107,11 +98,11 @@ class Process:
 
     def cpu_s(self) -> float:
         """CPU seconds of the whole tree since it started."""
-        return sum(_cpu_s(pid) for pid in _tree(self.pid))
+        return sum(_cpu_s(pid) for pid in tree(self.pid))
 
     def rss_mib(self) -> float:
         """Resident memory of the whole tree, MiB; pages that processes share count in each."""
-        return sum(_rss_bytes(pid) for pid in _tree(self.pid)) / 2**20
+        return sum(_rss_bytes(pid) for pid in tree(self.pid)) / 2**20
 
     def check(self) -> None:
         """Raises BenchError if the program has ended."""
@@ -132,14 +123,14 @@ class Process:
 
     def stop(self) -> None:
         """End it and what it started, by pid."""
-        tree = _tree(self.pid) if self._popen.poll() is None else []
+        pids = tree(self.pid) if self._popen.poll() is None else []
         self._popen.terminate()
         try:
             self._popen.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._popen.kill()
             self._popen.wait()
-        for pid in tree[1:]:
+        for pid in pids[1:]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._output.close()

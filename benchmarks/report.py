@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any, Final
 
 from benchmarks.aims import AIMS, Aim, is_reached, ratios
-from benchmarks.measure import METRICS
+from benchmarks.measure import METRICS, spread
 from benchmarks.proxies import PROXIES
 from benchmarks.run import Result
 from benchmarks.svg import Bar, Group, bar_chart
@@ -95,8 +95,7 @@ def cell(row: Document, label: str, metric: str) -> str:
     values = figures(row, label, metric)
     if not values:
         return "–"
-    digits = METRICS[metric].digits
-    low, middle, high = (f"{value:,.{digits}f}" for value in (min(values), median(values), max(values)))
+    low, middle, high = spread(values, METRICS[metric].digits)
     text = middle if len(values) == 1 else f"{middle} ({low}–{high})"
     used = figures(row, label, "cores")
     is_at_least = metric == "calls_per_s" and "cores" in row["figures"] and used and median(used) < SATURATED_CORES

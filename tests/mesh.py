@@ -25,6 +25,7 @@ from typing import Any, Final
 import grpc
 
 from proto.mesh.v1 import api_pb2, api_pb2_grpc, service_pb2
+from remora.agent.child import tree
 from tests.waiting import eventually
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -45,19 +46,6 @@ def environment(**more: str) -> dict[str, str]:
         if not key.lower().endswith("_proxy") and not key.startswith(("REMORA_", "GRPC_", "PYTEST_"))
     }
     return {**kept, "REMORA_PURE": os.environ.get("REMORA_PURE", ""), "COLUMNS": "200", **more}
-
-
-def tree(pid: int) -> list[int]:
-    """A process and all below it, as Linux tells it."""
-    found = [pid]
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = task.read_text().split()
-        except OSError:
-            continue
-        for number in children:
-            found += tree(int(number))
-    return found
 
 
 def is_alive(pid: int) -> bool:

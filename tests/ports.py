@@ -1,15 +1,5 @@
-"""Free loopback ports."""
+"""Free loopback ports, the way `remora run` finds them: those of the kernel's own range go to whoever connects next."""
 
-import socket
+from remora.agent.ports import free as free_ports
 
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+__all__ = ["free_ports"]

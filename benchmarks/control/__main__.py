@@ -6,15 +6,15 @@ import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Final
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks import machine
+from benchmarks.command import EXIT_INTERRUPTED, choose, finish, interrupt, notices, progress_columns
 from benchmarks.control import report
 from benchmarks.control.measure import METRICS, Bench, Plan, Result, by_setup, steps
 from benchmarks.control.planes import build_goplane, go_version
@@ -30,12 +30,7 @@ SIMULATORS: Final = 2
 OTHERS_CORES: Final = 0.2
 """Used by other programs: from here on the run says so loudly."""
 
-EXIT_DONE: Final = 0
-EXIT_FAILED: Final = 1
-EXIT_INTERRUPTED: Final = 130
-
 data = Console(soft_wrap=True)
-notices = Console(stderr=True, soft_wrap=True)
 
 
 def main(
@@ -59,7 +54,8 @@ def main(
     ] = None,
 ) -> None:
     """From a change to the last node's ACK: the control plane beside go-control-plane, interleaved in one run."""
-    chosen = _choose(rows or [])
+    wanted = choose(rows or [], {row.name: row for row in ROWS})
+    chosen = tuple(row for row in ROWS if row in wanted)
     names = [name for name in ways.split(",") if name] or list(WAYS)
     for name in names:
         if name not in WAYS:
@@ -70,7 +66,7 @@ def main(
     plan = Plan(
         rounds or (QUICK_ROUNDS if quick else ROUNDS), scale or (QUICK_SCALE if quick else 1.0), simulators, client
     )
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         run = _run(chosen, names, plan)
     except KeyboardInterrupt:
@@ -83,22 +79,7 @@ def main(
     if folder is not None:
         report.write(run, folder)
         notices.print(f"written: {folder}/control.md, control.json and the plots")
-    failed = [f"{row['name']} {way}: {why}" for row in run["rows"] for way, why in row["errors"].items()]
-    for line in failed:
-        notices.print(f"[bold red]failed:[/] {line}", highlight=False)
-    raise typer.Exit(EXIT_FAILED if failed else EXIT_DONE)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _choose(names: list[str]) -> tuple[Row, ...]:
-    by_name = {row.name: row for row in ROWS}
-    for name in names:
-        if name not in by_name:
-            raise typer.BadParameter(f'"{name}" is no row; there are {", ".join(by_name)}')
-    return tuple(row for row in ROWS if not names or row.name in names)
+    finish(run)
 
 
 def _run(rows: tuple[Row, ...], names: list[str], plan: Plan) -> Document:
@@ -114,11 +95,10 @@ def _run(rows: tuple[Row, ...], names: list[str], plan: Plan) -> Document:
     others = machine.OthersCpu()
     results: list[Result] = []
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         tempfile.TemporaryDirectory(prefix="remora-bench-") as scratch,
         Processes(Path(scratch)) as processes,
-        Progress(*columns, console=notices, transient=True) as progress,
+        Progress(*progress_columns(), console=notices, transient=True) as progress,
     ):
         task = progress.add_task("", total=steps(rows, names, plan.rounds))
 

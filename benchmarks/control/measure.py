@@ -12,22 +12,11 @@ from benchmarks.control.aims import Sample
 from benchmarks.control.crowd import Counters, Crowd, Shape
 from benchmarks.control.planes import GoControlPlane, Plane, Remora, record
 from benchmarks.control.rows import Row, Setup, Step
+from benchmarks.measure import SETTLE_S, Metric
 from benchmarks.processes import BenchError, Processes
 
 ACK_TIMEOUT_S: Final = 180.0
 """After the last change; a node that has not ACKed by then makes the way fail."""
-SETTLE_S: Final = 1.0
-"""Before memory is read: allocators give back late."""
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """What a figure means."""
-
-    title: str
-    unit: str
-    digits: int
-
 
 METRICS: Final = {
     "last_ms": Metric("last ACK", "ms", 1),

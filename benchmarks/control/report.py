@@ -8,6 +8,7 @@ from typing import Any, Final
 from benchmarks.control.aims import AIMS, Aim, Samples, is_reached, measured
 from benchmarks.control.measure import METRICS, Plan, Result
 from benchmarks.control.rows import ROWS, WAYS
+from benchmarks.measure import spread
 from benchmarks.svg import Bar, Group, bar_chart
 
 Document = dict[str, Any]
@@ -79,8 +80,7 @@ def cell(row: Document, way: str, metric: str) -> str:
     values = figures(row, way, metric)
     if not values:
         return "–"
-    digits = METRICS[metric].digits
-    low, middle, high = (f"{value:,.{digits}f}" for value in (min(values), median(values), max(values)))
+    low, middle, high = spread(values, METRICS[metric].digits)
     return middle if low == high else f"{middle} ({low}–{high})"
 
 

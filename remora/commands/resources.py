@@ -16,11 +16,14 @@ from remora.output import Output, line, note, show, table, to_yaml
 
 if TYPE_CHECKING:
     from proto.mesh.v1 import api_pb2
+    from remora.client import ControlPlane
 
 _OUTCOMES: Final = ("unchanged", "created", "configured")
 _DEFAULT_NAMESPACE: Final = "default"
 
 AllNamespaces = Annotated[bool, typer.Option("--all-namespaces", "-A", help="Of all namespaces.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Return when every connected node has acknowledged it.")]
+Timeout = Annotated[str, typer.Option(help="Longest time to wait.")]
 KindArgument = Annotated[str, typer.Argument(metavar="KIND", help="Such as GRPCRoute, grpcroutes or all.")]
 
 
@@ -47,6 +50,17 @@ def _read(files: list[str]) -> "list[api_pb2.Resource]":
     return found
 
 
+def _until_programmed(plane: "ControlPlane", revision: int, timeout_s: float) -> None:
+    """Wait for every connected node to acknowledge a revision. Raises Failure, which names those that have not."""
+    from proto.mesh.v1 import api_pb2
+    from remora.client import CALL_TIMEOUT_S
+
+    request = api_pb2.WaitProgrammedRequest(revision=revision)
+    request.timeout.FromNanoseconds(int(timeout_s * 1e9))
+    done = plane.call(plane.resources.WaitProgrammed, request, timeout_s + CALL_TIMEOUT_S)
+    note(f"acknowledged by {done.nodes} of {done.nodes} nodes at revision {revision}")
+
+
 def _name(resource: "api_pb2.Resource") -> str:
     from control_plane.resources import kinds
 
@@ -56,8 +70,8 @@ def _name(resource: "api_pb2.Resource") -> str:
 @app.command()
 def apply(
     filename: File,
-    wait: Annotated[bool, typer.Option("--wait", help="Return when every connected node has acknowledged it.")] = False,
-    timeout: Annotated[str, typer.Option(help="Longest time to wait.")] = "30s",
+    wait: Wait = False,
+    timeout: Timeout = "30s",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, store nothing.")] = False,
     server: Server = DEFAULT_SERVER,
     output: OutputOption = Output.table,
@@ -65,7 +79,7 @@ def apply(
     """Store the resources of files: all of them, in one transaction, or none."""
     from control_plane.resources.dump import to_dict
     from proto.mesh.v1 import api_pb2
-    from remora.client import CALL_TIMEOUT_S, ControlPlane
+    from remora.client import ControlPlane
 
     timeout_s = seconds(timeout, "--timeout")
     resources = _read(filename)
@@ -81,10 +95,7 @@ def apply(
         if output is not Output.table:
             show({"items": [to_dict(applied.resource) for applied in answer.applied]}, output)
         if wait and not dry_run:
-            request = api_pb2.WaitProgrammedRequest(revision=answer.revision)
-            request.timeout.FromNanoseconds(int(timeout_s * 1e9))
-            done = plane.call(plane.resources.WaitProgrammed, request, timeout_s + CALL_TIMEOUT_S)
-            note(f"acknowledged by {done.nodes} of {done.nodes} nodes at revision {answer.revision}")
+            _until_programmed(plane, answer.revision, timeout_s)
 
 
 @app.command()
@@ -150,13 +161,13 @@ def delete(
     kind: KindArgument,
     name: Annotated[str, typer.Argument(help="Its name.")],
     namespace: Namespace = _DEFAULT_NAMESPACE,
-    wait: Annotated[bool, typer.Option("--wait", help="Return when every connected node has acknowledged it.")] = False,
-    timeout: Annotated[str, typer.Option(help="Longest time to wait.")] = "30s",
+    wait: Wait = False,
+    timeout: Timeout = "30s",
     server: Server = DEFAULT_SERVER,
 ) -> None:
     """Remove a resource."""
     from proto.mesh.v1 import api_pb2
-    from remora.client import CALL_TIMEOUT_S, ControlPlane
+    from remora.client import ControlPlane
 
     timeout_s = seconds(timeout, "--timeout")
     with ControlPlane(server) as plane:
@@ -164,10 +175,7 @@ def delete(
         answer = plane.call(plane.resources.Delete, asked)
         line(f"{kind} {namespace}/{name} deleted")
         if wait:
-            request = api_pb2.WaitProgrammedRequest(revision=answer.revision)
-            request.timeout.FromNanoseconds(int(timeout_s * 1e9))
-            done = plane.call(plane.resources.WaitProgrammed, request, timeout_s + CALL_TIMEOUT_S)
-            note(f"acknowledged by {done.nodes} of {done.nodes} nodes at revision {answer.revision}")
+            _until_programmed(plane, answer.revision, timeout_s)
 
 
 @app.command()

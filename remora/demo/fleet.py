@@ -68,14 +68,14 @@ class Fleet:
     async def kill(self, name: str) -> None:
         """SIGKILL to the process and all below it, as a machine that loses its power."""
         member = self.members.pop(name)
-        for pid in _tree(member.process.pid):
+        for pid in child.tree(member.process.pid):
             _signal(pid, signal.SIGKILL)
         await member.process.wait()
 
     def kill_all(self) -> None:
         """SIGKILL to everything, for a user who will not wait; `close` then ends soon."""
         for member in self.members.values():
-            for pid in _tree(member.process.pid) if member.process.returncode is None else ():
+            for pid in child.tree(member.process.pid) if member.process.returncode is None else ():
                 _signal(pid, signal.SIGKILL)
 
     async def close(self) -> None:
@@ -103,19 +103,6 @@ def _in_order_of_stop(names: list[str]) -> list[list[str]]:
     others = [name for name in names if name not in (CONTROL_PLANE, SHOPPERS)]
     groups = [[name for name in names if name == SHOPPERS], others, [name for name in names if name == CONTROL_PLANE]]
     return [group for group in groups if group]
-
-
-def _tree(pid: int) -> list[int]:
-    """A process and all below it, the lowest last, as Linux tells it."""
-    found = [pid]
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = task.read_text().split()
-        except OSError:
-            continue
-        for number in children:
-            found += _tree(int(number))
-    return found
 
 
 def _signal(pid: int, number: int) -> None:

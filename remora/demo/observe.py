@@ -143,7 +143,7 @@ def compare(old: Sample, new: Sample) -> View:
 
 
 class Observer:
-    """Asks all nodes once a second."""
+    """Asks all nodes, whenever it is told to look."""
 
     def __init__(self, server: str) -> None:
         self._channel = grpc.aio.insecure_channel(server, options=[("grpc.enable_http_proxy", 0)])
@@ -189,12 +189,6 @@ class Observer:
             sample.instances.update({(callee, version): count for version, count in versions.items()})
         self._samples.append(sample)
         self.view = compare(self._samples[0], sample)
-
-    async def run(self) -> None:
-        """Look for ever."""
-        while True:
-            await self.look()
-            await asyncio.sleep(INTERVAL_S)
 
     async def close(self) -> None:
         await self._channel.close()

@@ -22,7 +22,7 @@ from remora.agent import ports
 from remora.commands.failure import Failure
 from remora.demo.crowd import Crowd
 from remora.demo.fleet import CONTROL_PLANE, SHOPPERS, Fleet
-from remora.demo.observe import Observer
+from remora.demo.observe import INTERVAL_S, Observer
 from remora.demo.screen import Screen
 from remora.demo.tour import NAMESPACE, Tour, start_instance
 
@@ -168,7 +168,7 @@ class Demo:
         while True:
             await observer.look()
             self._screen.tick()
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(INTERVAL_S)
 
     # -- start --------------------------------------------------------------------------------------
 

@@ -143,28 +143,23 @@ class Call(Timed):
         self.up = up
         body = self.body
         conn = up.conn
-        if self.is_request_over and not body and self.trailers is None:
-            stream = conn.open_stream(self.plan.block, True)
-            stream.call = self
-            self.up_stream = stream
-        else:
-            stream = conn.open_stream(self.plan.block, False)
-            # Before the data: some of it may leave after having waited, and `on_sent` tells the stream's call.
-            stream.call = self
-            self.up_stream = stream
-            if body:
-                credit, self.uncredited = self.uncredited, 0
-                last = len(body) - 1
-                for number, payload in enumerate(body):
-                    ended = number == last and self.is_request_over and self.trailers is None
-                    share = credit if number == last else 0
-                    if conn.send_data(stream, payload, share, ended) and share:
-                        self.down.conn.credit(self.down_stream, share)
-                        self.down.mark()
-                if self.body_size > MAX_REPLAY:
-                    self.body = None
-            if self.trailers is not None:
-                conn.send_headers(stream, self.trailers, True)
+        stream = conn.open_stream(self.plan.block, self.is_request_over and not body and self.trailers is None)
+        # Before the data: some of it may leave after having waited, and `on_sent` tells the stream's call.
+        stream.call = self
+        self.up_stream = stream
+        if body:
+            credit, self.uncredited = self.uncredited, 0
+            last = len(body) - 1
+            for number, payload in enumerate(body):
+                ended = number == last and self.is_request_over and self.trailers is None
+                share = credit if number == last else 0
+                if conn.send_data(stream, payload, share, ended) and share:
+                    self.down.conn.credit(self.down_stream, share)
+                    self.down.mark()
+            if self.body_size > MAX_REPLAY:
+                self.body = None
+        if self.trailers is not None:
+            conn.send_headers(stream, self.trailers, True)
         up.mark()
 
     def count_down(self) -> None:

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import pytest
 
-from tests.mesh import environment, tree
+from remora.agent.child import tree
+from tests.mesh import environment
 from tests.tools import ROOT, find
 
 USUAL_PORTS: Final = (15010, 15014)

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from remora.agent.child import tree
 from remora.demo import envoy_stats
 from remora.demo.observe import EdgeView, Sample, View, compare, read
 from remora.demo.screen import draw, plain
-from tests.mesh import ROOT, Process, environment, is_alive, tree
+from tests.mesh import ROOT, Process, environment, is_alive
 from tests.waiting import eventually
 
 # -- from start to end ----------------------------------------------------------------------------------

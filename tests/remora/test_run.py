@@ -17,8 +17,9 @@ import grpc
 import pytest
 
 from proto.mesh.v1 import service_pb2
+from remora.agent.child import tree
 from tests.end_to_end.programs.schema import messages, services
-from tests.mesh import NO_PROXY, SERVER, Mesh, Process, is_alive, load, tree
+from tests.mesh import NO_PROXY, SERVER, Mesh, Process, is_alive, load
 from tests.waiting import eventually
 
 LEASE_S = 5
