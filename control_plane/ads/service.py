@@ -169,7 +169,10 @@ class AdsService:
             self._notify()
             log.info("node %s disconnected%s", stream.node.id, "".join(f": {fault}" for fault in faults))
         if unread is not None:
-            await unread  # gRPC cannot take a response back: the status follows it as soon as the node reads on
+            try:
+                await unread  # gRPC cannot take a response back: the status follows it as soon as the node reads on
+            except grpc.aio.InternalError:
+                return  # the node has gone instead: there is nobody to tell
         if faults:
             await _end(context, code, faults[0])
 
