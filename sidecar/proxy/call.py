@@ -32,6 +32,7 @@ class Call(Timed):
         "down",
         "down_stream",
         "endpoint",
+        "entered",
         "http_status",
         "is_active",
         "is_done",
@@ -69,18 +70,33 @@ class Call(Timed):
         self.endpoint: Endpoint | None = None
         self.up: Upstream | None = None
         self.up_stream: Stream | None = None
+        self.entered = 0
+        """Steps of its decision that it has come to."""
         self.tries = 0
         self.tried: list[Endpoint] | None = None
         """Where it was refused, while it is tried again; None before and after."""
         self.deadline = 0.0
 
     def start(self) -> None:
-        """Pass the policies, choose a cluster, go."""
+        """Pass the steps, choose a cluster, go."""
+        if self.plan.timeout_s:
+            self.deadline = self.started + self.plan.timeout_s
+            self.down.worker.timers.add(self)
+        self._go()
+
+    def resume(self) -> None:
+        """A step that held the call lets it go on."""
+        if not self.is_done:
+            self.count_down()
+            self._go()
+
+    def _go(self) -> None:
         decision = self.plan.decision
-        now = self.started
-        for limit in decision.limits:
-            if not limit.allows(now):
-                self.answer(limit.status, limit.explain(now), "RL")
+        steps = decision.steps
+        while self.entered < len(steps):
+            step = steps[self.entered]
+            self.entered += 1
+            if not step.enter(self):
                 return
         cluster = decision.cluster
         if cluster is None:
@@ -91,9 +107,6 @@ class Call(Timed):
             if cluster is None:
                 self.answer(Status.UNAVAILABLE, "one of the route's clusters is not known here (flag NC)", "NC")
                 return
-        if self.plan.timeout_s:
-            self.deadline = now + self.plan.timeout_s
-            self.down.worker.timers.add(self)
         if self.is_request_over and self.plan.response_timeout_s:
             self._await_response()
         cluster.start(self)
@@ -268,6 +281,10 @@ class Call(Timed):
         else:
             stats = self.down.stats
         stats.observe(status, flag, now - self.started)
+        if self.plan.decision.has_watchers:
+            for step in self.plan.decision.steps[: self.entered]:
+                if step.watches_end:
+                    step.leave(self, status)
         self.detach(ErrorCode.CANCEL)
         self.endpoint = None
         if self.uncredited:

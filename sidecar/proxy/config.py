@@ -216,7 +216,10 @@ class LocalRateLimit:
     """Refuse with RESOURCE_EXHAUSTED instead of UNAVAILABLE."""
 
 
-Overrides = tuple[tuple[str, LocalRateLimit], ...]
+FilterConfig = LocalRateLimit
+"""What an HTTP filter is configured by: one dataclass per kind of filter."""
+
+Overrides = tuple[tuple[str, FilterConfig], ...]
 """Filter's name and the configuration that counts instead of its own (Envoy: typed_per_filter_config)."""
 
 
@@ -267,7 +270,7 @@ class HttpFilter:
     """One step of the filter chain; virtual hosts and routes may give it another configuration by its name."""
 
     name: str
-    limit: LocalRateLimit | None = None
+    config: FilterConfig | None = None
     """None: the filter does something only where a virtual host or a route configures it."""
 
 

@@ -20,9 +20,10 @@ from sidecar.http2.fields import Malformed
 from sidecar.http2.headers import RawField, TooLarge
 from sidecar.proxy.cluster import Cluster
 from sidecar.proxy.config import Route
-from sidecar.proxy.limit import Limit, LimitBook
+from sidecar.proxy.filters import FilterBook
 from sidecar.proxy.route import Request, Router
 from sidecar.proxy.status import Status
+from sidecar.proxy.step import Step
 from sidecar.telemetry.stats import Stats
 
 MAX_ENTRIES: Final = 4096
@@ -62,14 +63,17 @@ class Decision:
     """Where to, if there is only one."""
     shares: tuple[tuple[float, Cluster | None], ...]
     """Otherwise: cumulative share of 1 and cluster, None for one that is not there."""
-    limits: tuple[Limit, ...]
+    steps: tuple[Step, ...]
+    """What is decided per call, in order, before a cluster is chosen."""
     is_grpc: bool
     content_length: int = -1
     """As declared, -1 if it was not."""
     is_head: bool = False
     """The answer to HEAD has no body."""
     reply: tuple[Status, str, str, int] | None = None
-    """Answer with this status, message, response flag, and HTTP status for what is not gRPC, once the limits let the call pass."""
+    """Answer with this status, message, response flag, and HTTP status for what is not gRPC, once the steps let the call pass."""
+    has_watchers: bool = False
+    """True if a step is to be told of a call's end."""
 
     def draw(self, chance: float) -> Cluster | None:
         """The cluster for a number between 0 and 1; None if it is not there."""
@@ -176,15 +180,19 @@ class DecisionCache:
         self._router: Router | None = None
         self._routes_by_timeout = False
         self._clusters: dict[str, Cluster] = {}
-        self._limits: LimitBook | None = None
+        self._filters: FilterBook | None = None
+        self._names_read: frozenset[bytes] = frozenset()
         self.what_is_missing = "no configuration yet"
 
-    def reconfigure(self, router: Router | None, clusters: dict[str, Cluster], limits: LimitBook | None) -> None:
+    def reconfigure(self, router: Router | None, clusters: dict[str, Cluster], filters: FilterBook | None) -> None:
         """From now on decide by these; what runs goes on as it was decided."""
         self._router = router
-        self._routes_by_timeout = router is not None and b"grpc-timeout" in router.header_names
+        self._names_read = (router.header_names if router is not None else frozenset()) | (
+            filters.header_names if filters is not None else frozenset()
+        )
+        self._routes_by_timeout = b"grpc-timeout" in self._names_read
         self._clusters = clusters
-        self._limits = limits
+        self._filters = filters
         self.exact = {}
         self._exact_bytes = 0
         self._masked = {}
@@ -330,7 +338,7 @@ class DecisionCache:
             kind = _TIMEOUT
         elif name == b"te":
             kind = _TE
-        elif name in _READ_ALWAYS or (self._router is not None and name in self._router.header_names):
+        elif name in _READ_ALWAYS or name in self._names_read:
             kind = _KEY
         else:
             kind = _FORWARD
@@ -376,22 +384,22 @@ class DecisionCache:
             return _refuse(Status.UNAVAILABLE, self.what_is_missing, "NR", 404)
         found = self._router.find(request)
         host, route = found if found is not None else (None, None)
-        limits = self._limits.of(host, route) if self._limits is not None else ()
-        if route is None:
-            decision = self._no_route(request)
-            decision.limits = limits
-            return decision
+        decision = self._no_route(request) if route is None else self._to_clusters(route)
+        if self._filters is not None:
+            decision.steps = self._filters.of(host, route, request)
+            decision.has_watchers = any(step.watches_end for step in decision.steps)
+        return decision
+
+    def _to_clusters(self, route: Route) -> Decision:
         clusters = [self._clusters.get(name) for name, _ in route.clusters]
         if all(cluster is None for cluster in clusters):
-            decision = _refuse(Status.UNAVAILABLE, f'cluster "{route.clusters[0][0]}" is not known here', "NC", 503)
-            decision.limits = limits
-            return decision
+            return _refuse(Status.UNAVAILABLE, f'cluster "{route.clusters[0][0]}" is not known here', "NC", 503)
         if len(clusters) == 1:
-            return Decision(route, clusters[0], (), limits, False)
+            return Decision(route, clusters[0], (), (), False)
         total = sum(weight for _, weight in route.clusters)
         sums = accumulate(weight for _, weight in route.clusters)
         shares = tuple((at / total, cluster) for at, cluster in zip(sums, clusters, strict=True))
-        return Decision(route, None, shares, limits, False)
+        return Decision(route, None, shares, (), False)
 
     def _no_route(self, request: Request) -> Decision:
         assert self._router is not None

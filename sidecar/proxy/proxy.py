@@ -13,7 +13,7 @@ from typing import Final
 from sidecar.proxy.chain import Chain
 from sidecar.proxy.cluster import Cluster
 from sidecar.proxy.config import Configuration, Direction, HttpManager, Limits, ListenerConfig, RouteTable
-from sidecar.proxy.limit import LimitBook
+from sidecar.proxy.filters import FilterBook
 from sidecar.proxy.listener import Listener
 from sidecar.proxy.route import Router
 from sidecar.proxy.worker import Worker
@@ -37,7 +37,7 @@ class Proxy:
         self.listeners: dict[str, Listener] = {}
         self.clusters: dict[str, Cluster] = {}
         self._routers: dict[_Key, Router] = {}
-        self._limits: dict[_Key, LimitBook] = {}
+        self._filters: dict[_Key, FilterBook] = {}
 
     async def apply(self, configuration: Configuration) -> None:
         """Swap in a configuration. Raises ListenError if an address cannot be had; then nothing has changed."""
@@ -74,7 +74,7 @@ class Proxy:
                     chain.router = self._router((config.name, number), table, routers)
         self._routers = routers
         self._swap_clusters(previous, configuration, ready)
-        limits: dict[_Key, LimitBook] = {}
+        filters: dict[_Key, FilterBook] = {}
         for config, chains in ready:
             for number, chain in enumerate(chains):
                 manager = chain.config.manager
@@ -82,11 +82,11 @@ class Proxy:
                     missing = f'the routes "{manager.rds_name}" have not come from the control plane yet'
                     chain.cache.what_is_missing = missing
                     key = (config.name, number)
-                    limits[key] = self._limits_of(key, manager, chain.router)
+                    filters[key] = self._filters_of(key, manager, chain.router)
                     chain.cache.max_duration_s = manager.max_stream_duration_s
-                    chain.cache.reconfigure(chain.router, self.clusters, limits[key])
+                    chain.cache.reconfigure(chain.router, self.clusters, filters[key])
                     chain.keep_times()
-        self._limits = limits
+        self._filters = filters
 
     def _router(self, key: _Key, table: RouteTable | None, fresh: dict[_Key, Router]) -> Router | None:
         """The router for a table; the old one if the table did not change."""
@@ -98,10 +98,9 @@ class Proxy:
         fresh[key] = known
         return known
 
-    def _limits_of(self, key: _Key, manager: HttpManager, router: Router | None) -> LimitBook:
+    def _filters_of(self, key: _Key, manager: HttpManager, router: Router | None) -> FilterBook:
         table = router.table if router is not None else None
-        worker = self.worker
-        return LimitBook(manager.filters, table, worker.stats, worker.chance, monotonic(), self._limits.get(key))
+        return FilterBook(manager.filters, table, self.worker, monotonic(), self._filters.get(key))
 
     def _swap_clusters(
         self,

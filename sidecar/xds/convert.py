@@ -22,11 +22,8 @@ from sidecar.proxy.config import (
     EndpointConfig,
     FilterChain,
     HeaderMatch,
-    HttpFilter,
     HttpManager,
     ListenerConfig,
-    LocalRateLimit,
-    Overrides,
     RetryPolicy,
     Route,
     RouteMatch,
@@ -34,11 +31,10 @@ from sidecar.proxy.config import (
     TcpProxy,
     VirtualHost,
 )
-from sidecar.xds import tls
+from sidecar.xds import filters, tls
 from sidecar.xds.supported import ConfigError, refuse_unsupported, unpack
 from sidecar.xds.values import number_or, regex, seconds, seconds_or
 
-_DENOMINATORS: Final = {0: 100, 1: 10_000, 2: 1_000_000}
 _HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _UNUSABLE: Final = frozenset((health_check_pb2.UNHEALTHY, health_check_pb2.DRAINING, health_check_pb2.TIMEOUT))
 _RETRY_CONDITIONS: Final = ("connect-failure", "refused-stream", "reset-before-request")
@@ -50,8 +46,6 @@ _HTTP2_BOUNDS: Final = {
     "max_concurrent_streams": (1, 2**31 - 1),
 }
 """Envoy's own."""
-MIN_FILL_INTERVAL_S: Final = 0.05
-"""Envoy's own bound on a token bucket's fill interval."""
 
 
 def _host_port(address: Any, path: str) -> tuple[str, int]:
@@ -253,7 +247,7 @@ def http_manager(message: Any, path: str) -> HttpManager:
         stat_prefix=message.stat_prefix,
         routes=route_table(message.route_config) if specifier == "route_config" else None,
         rds_name=message.rds.route_config_name if specifier == "rds" else None,
-        filters=_http_filters(message.http_filters, path),
+        filters=filters.http_filters(message.http_filters, path),
         takes_connect="connect" in upgrades,
         upgrades=frozenset(upgrades - {"connect"}),
         codec=codecs[message.codec_type],
@@ -270,67 +264,6 @@ def http_manager(message: Any, path: str) -> HttpManager:
 
 def _is_enabled(upgrade: Any) -> bool:
     return bool(upgrade.enabled.value) if upgrade.HasField("enabled") else True
-
-
-def _http_filters(filters: Any, path: str) -> tuple[HttpFilter, ...]:
-    found: list[HttpFilter] = []
-    for number, http_filter in enumerate(filters):
-        place = f"{path}.http_filters[{number}].typed_config"
-        message: Any = unpack(http_filter.typed_config, place)
-        kind = message.DESCRIPTOR.name
-        is_last = number == len(filters) - 1
-        if (kind == "Router") != is_last:
-            raise ConfigError(place, "the router, and only it, is the last filter (RMR0109)")
-        if kind == "LocalRateLimit":
-            limit = local_rate_limit(message, place) if message.HasField("token_bucket") else None
-            found.append(HttpFilter(http_filter.name, limit))
-        elif kind != "Router":
-            raise ConfigError(place, f"{kind} is no HTTP filter (RMR0109)")
-    if not filters:
-        raise ConfigError(f"{path}.http_filters", "the router is missing (RMR0109)")
-    return tuple(found)
-
-
-def _overrides(configs: Any, path: str) -> Overrides:
-    """`typed_per_filter_config` of a virtual host or a route."""
-    found: list[tuple[str, LocalRateLimit]] = []
-    for name in sorted(configs):
-        place = f"{path}.typed_per_filter_config[{name}]"
-        message: Any = unpack(configs[name], place)
-        if message.DESCRIPTOR.name != "LocalRateLimit":
-            raise ConfigError(place, f"{message.DESCRIPTOR.name} is no configuration of an HTTP filter (RMR0109)")
-        found.append((name, local_rate_limit(message, place)))
-    return tuple(found)
-
-
-def _fraction(message: Any) -> float:
-    value = message.default_value
-    return min(1.0, float(value.numerator) / _DENOMINATORS[value.denominator])
-
-
-def local_rate_limit(message: Any, path: str) -> LocalRateLimit:
-    """extensions.filters.http.local_ratelimit.v3.LocalRateLimit."""
-    bucket = message.token_bucket
-    interval = seconds(bucket.fill_interval)
-    if not message.HasField("token_bucket") or bucket.max_tokens < 1:
-        raise ConfigError(f"{path}.token_bucket.max_tokens", f"{bucket.max_tokens}: at least 1 is needed (RMR0110)")
-    if interval < MIN_FILL_INTERVAL_S:
-        raise ConfigError(
-            f"{path}.token_bucket.fill_interval",
-            f"{interval:g} s: at least {MIN_FILL_INTERVAL_S:g} s is needed (RMR0110)",
-        )
-    fill = bucket.tokens_per_fill.value if bucket.HasField("tokens_per_fill") else 1
-    if fill < 1:
-        raise ConfigError(f"{path}.token_bucket.tokens_per_fill", f"{fill}: at least 1 is needed (RMR0110)")
-    return LocalRateLimit(
-        stat_prefix=message.stat_prefix,
-        max_tokens=bucket.max_tokens,
-        tokens_per_fill=fill,
-        fill_interval_s=interval,
-        enabled=_fraction(message.filter_enabled),
-        enforced=_fraction(message.filter_enforced),
-        as_resource_exhausted=message.rate_limited_as_resource_exhausted,
-    )
 
 
 # -- routes -------------------------------------------------------------------------------------------
@@ -351,7 +284,7 @@ def route_table(message: Any) -> RouteTable:
         if not host.domains:
             raise ConfigError(f"{place}.domains", "at least one domain is needed (RMR0111)")
         routes = tuple(_route(route, f"{place}.routes[{number}]") for number, route in enumerate(host.routes))
-        overrides = _overrides(host.typed_per_filter_config, place)
+        overrides = filters.overrides(host.typed_per_filter_config, place)
         hosts.append(VirtualHost(host.name, tuple(host.domains), routes, overrides))
     validates = bool(message.validate_clusters.value) if message.HasField("validate_clusters") else None
     return RouteTable(message.name, tuple(hosts), validates)
@@ -396,7 +329,7 @@ def _route(message: Any, path: str) -> Route:
         grpc_timeout_max_s=seconds(longest.grpc_timeout_header_max)
         if longest.HasField("grpc_timeout_header_max")
         else None,
-        overrides=_overrides(message.typed_per_filter_config, path),
+        overrides=filters.overrides(message.typed_per_filter_config, path),
     )
 
 

@@ -1,0 +1,80 @@
+"""The HTTP filters of one filter chain under one configuration: which steps a route's calls have in their way, in order."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sidecar.proxy.config import FilterConfig, HttpFilter, Route, RouteTable, VirtualHost
+from sidecar.proxy.limit import Limit, LimitFilter
+from sidecar.proxy.route import Request
+from sidecar.proxy.step import Filter, Step
+from sidecar.proxy.worker import Worker
+
+Maker = Callable[[FilterConfig, Worker, float], Filter]
+"""From a configuration to the filter in force, from `now` on."""
+
+
+def make(config: FilterConfig, worker: Worker, now: float) -> Filter:
+    """The filter that a configuration asks for."""
+    return LimitFilter(Limit(config, worker.stats.of_limit(config.stat_prefix), worker.chance, now))
+
+
+class _Place(NamedTuple):
+    """What stays the same from one configuration to the next: a filter whose place is the same keeps its state."""
+
+    number: int
+    """Of the filter in the chain."""
+    host: str
+    route: str
+    config: FilterConfig
+
+
+class FilterBook:
+    """All filters of a chain, in all places that configure them. What did not change keeps its state: tokens, windows, counters."""
+
+    def __init__(
+        self,
+        filters: tuple[HttpFilter, ...],
+        table: RouteTable | None,
+        worker: Worker,
+        now: float,
+        before: "FilterBook | None" = None,
+    ) -> None:
+        self._count = len(filters)
+        self._table = table  # held: its parts are looked up by identity, as comparing whole virtual hosts is dear
+        self._places: dict[_Place, Filter] = {}
+        self._filters: dict[tuple[int, int], Filter] = {}
+        """By number of the filter and identity of the virtual host or route that configures it; 0 is the chain itself."""
+
+        def keep(owner: int, place: _Place) -> None:
+            known = before._places.get(place) if before is not None else None
+            known = known or make(place.config, worker, now)
+            self._filters[place.number, owner] = self._places[place] = known
+
+        for number, http_filter in enumerate(filters):
+            if http_filter.config is not None:
+                keep(0, _Place(number, "", "", http_filter.config))
+            for host in table.virtual_hosts if table is not None else ():
+                for name, config in host.overrides:
+                    if name == http_filter.name:
+                        keep(id(host), _Place(number, host.name, "", config))
+                for order, route in enumerate(host.routes):
+                    for name, config in route.overrides:
+                        if name == http_filter.name:
+                            keep(id(route), _Place(number, host.name, route.name or str(order), config))
+        self.header_names: frozenset[bytes] = frozenset().union(
+            *(known.header_names for known in self._places.values())
+        )
+        """Names of all headers that any of them reads."""
+
+    def of(self, host: VirtualHost | None, route: Route | None, request: Request) -> tuple[Step, ...]:
+        """The steps for such requests on a route, or on none: of each filter by its most specific configuration."""
+        found: list[Step] = []
+        for number in range(self._count):
+            for owner in (id(route), id(host), 0):
+                known = self._filters.get((number, owner))
+                if known is not None:
+                    step = known.step_for(request)
+                    if step is not None:
+                        found.append(step)
+                    break
+        return tuple(found)

@@ -1,0 +1,48 @@
+"""The seam between a call and the HTTP filters: a filter in force, and its part in one call's way.
+
+A filter is asked once per distinct header block (see `decision`) which step it has in the way of such calls: what depends on nothing
+else is decided there, and costs a call nothing. What must be decided per call is in `Step.enter`.
+"""
+
+from typing import TYPE_CHECKING
+
+from mypy_extensions import mypyc_attr
+
+from sidecar.proxy.route import Request
+
+if TYPE_CHECKING:
+    from sidecar.proxy.call import Call
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Step:
+    """A filter's part in the way of calls; shared by all calls of a decision."""
+
+    watches_end: bool
+    """True if `leave` is to be called."""
+
+    def __init__(self) -> None:
+        self.watches_end = False
+
+    def enter(self, call: "Call") -> bool:
+        """Let the call go on (True); or answer it, or hold it until `Call.resume` (False)."""
+        return True
+
+    def leave(self, call: "Call", status: int) -> None:
+        """A call that entered is over, with this gRPC status; held or not."""
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Filter:
+    """One HTTP filter in force, in one place: on a filter chain, a virtual host or a route."""
+
+    header_names: frozenset[bytes]
+    """Headers that `step_for` reads, lower case: requests that agree in these, in what routes read and in method, path and authority
+    have the same step."""
+
+    def __init__(self) -> None:
+        self.header_names = frozenset()
+
+    def step_for(self, request: Request) -> Step | None:
+        """Its part in the way of such requests; None if it has none."""
+        raise NotImplementedError
