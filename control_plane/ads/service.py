@@ -169,10 +169,8 @@ class AdsService:
             self._notify()
             log.info("node %s disconnected%s", stream.node.id, "".join(f": {fault}" for fault in faults))
         if unread is not None:
-            try:
-                await unread  # gRPC cannot take a response back: the status follows it as soon as the node reads on
-            except grpc.aio.InternalError:
-                return  # the node has gone instead: there is nobody to tell
+            # gRPC cannot take a response back: the status follows it as soon as the node reads on.
+            await _written(unread)
         if faults:
             await _end(context, code, faults[0])
 
@@ -186,7 +184,7 @@ class AdsService:
             raise
         if not write.done():
             return write
-        write.result()
+        await _written(write)
         return None
 
     async def _read(
@@ -225,6 +223,14 @@ def _parsed(data: bytes) -> Any:
         return discovery_pb2.DiscoveryRequest.FromString(data)
     except DecodeError:
         raise BadRequest(f"{len(data)} bytes that are no DiscoveryRequest") from None
+
+
+async def _written(write: asyncio.Task[None]) -> None:
+    """Wait for a write. When the node has gone instead, the call counts as cancelled: a status after a write that failed is an error of gRPC."""
+    try:
+        await write
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None
 
 
 async def _end(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
