@@ -1,7 +1,9 @@
 """A token bucket (Envoy: type.v3.TokenBucket, filled continuously as Envoy does since 1.31)."""
 
+from sidecar.policy.limiting.limiter import REFUSED, Limiter
 
-class TokenBucket:
+
+class TokenBucket(Limiter):
     """Holds up to `max_tokens`, gains `tokens_per_fill` every `fill_interval_s`; starts full."""
 
     __slots__ = ("_at", "_max", "_rate", "_tokens")
@@ -24,7 +26,15 @@ class TokenBucket:
         self._tokens = tokens
         return False
 
+    def admit(self, now: float) -> float:
+        return 0.0 if self.take(now) else REFUSED
+
     def retry_after_s(self, now: float) -> float:
-        """Seconds until there is a token again; 0 if there is one."""
         missing = 1.0 - (self._tokens + (now - self._at) * self._rate)
         return max(0.0, missing / self._rate)
+
+    def remaining(self, now: float) -> int:
+        return int(min(self._max, self._tokens + (now - self._at) * self._rate))
+
+    def is_as_new(self, now: float) -> bool:
+        return self._tokens + (now - self._at) * self._rate >= self._max
