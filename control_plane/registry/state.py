@@ -30,6 +30,8 @@ class State:
     """By key in the store."""
     instances: Mapping[bytes, service_pb2.Instance] = field(default_factory=dict)
     """By key in the store."""
+    changed: frozenset[bytes] | None = field(default=None, compare=False)
+    """Keys that may differ from the state before; None if that is not known."""
 
     def of_kind(self, kind: str) -> list[api_pb2.Resource]:
         """The resources of a kind, in order of key."""
@@ -125,16 +127,17 @@ def _shown(key: bytes) -> str:
 def advance(state: State, events: Iterable[Event]) -> State:
     """The state after some events of the store."""
     resources, instances = dict(state.resources), dict(state.instances)
-    revision = state.revision
+    revision, changed = state.revision, set()
     for event in events:
         revision = event.revision
+        changed.add(event.key)
         if event.key.startswith(keys.RESOURCES):
             resources.pop(event.key, None)
             resources.update(_readable(_put(event), read))
         elif event.key.startswith(keys.INSTANCES):
             instances.pop(event.key, None)
             instances.update(_readable(_put(event), read_instance))
-    return State(revision, resources, instances)
+    return State(revision, resources, instances, frozenset(changed))
 
 
 def _put(event: Event) -> list[KeyValue]:

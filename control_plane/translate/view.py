@@ -3,8 +3,9 @@
 A service whose view did not change is not translated again, and its bytes are shared by all nodes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from control_plane.registry.state import State, selects
 from control_plane.resources import precedence
@@ -12,6 +13,10 @@ from control_plane.resources.check import weight
 from control_plane.resources.kinds import DEFAULT_NAMESPACE
 from control_plane.translate.node import Node
 from proto.mesh.v1 import api_pb2, policy_pb2, route_pb2, service_pb2
+
+Key = tuple[str, str]
+"""Namespace and name of a service."""
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +77,46 @@ class LimitView:
 
 
 @dataclass(frozen=True, slots=True)
+class Declared:
+    """What the resources say, service by service; instances come and go without touching it."""
+
+    names: frozenset[Key] = frozenset()
+    """Services that are there without instances: declared, or the parent or backend of a route."""
+    services: Mapping[Key, service_pb2.ServiceSpec] = field(default_factory=dict)
+    balancing: Mapping[Key, api_pb2.Resource] = field(default_factory=dict)
+    rules: Mapping[Key, list[RuleView]] = field(default_factory=dict)
+    selectors: Mapping[str, Mapping[Key, Mapping[str, str]]] = field(default_factory=dict)
+    """By namespace: the services that choose their instances by labels."""
+    limits: tuple[tuple[str, Mapping[str, str], LimitView], ...] = ()
+    """(namespace, selector, limit) of every service that a rate limit counts for; in order of the service."""
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """The instances, by what they are asked for by."""
+
+    instances: Mapping[bytes, service_pb2.Instance] = field(default_factory=dict)
+    """By key in the store."""
+    by_service: Mapping[Key, tuple[service_pb2.Instance, ...]] = field(default_factory=dict)
+    """By the service that they registered for, in order of id."""
+    by_node: Mapping[str, tuple[service_pb2.Instance, ...]] = field(default_factory=dict)
+    """The instances beside each node, in order of id."""
+
+
+@dataclass(frozen=True, slots=True)
 class MeshView:
     """The mesh at one revision, as far as it does not depend on who looks."""
 
     revision: int
-    services: tuple[ServiceView, ...]
-    limits: tuple[tuple[str, Mapping[str, str], LimitView], ...] = ()
-    """(namespace, selector, limit) of every service that a rate limit counts for; in order of the service."""
-    by_node: Mapping[str, tuple[service_pb2.Instance, ...]] = field(default_factory=dict)
-    """The instances beside each node."""
+    by_name: Mapping[Key, ServiceView] = field(default_factory=dict)
+    """In order of the name."""
+    declared: Declared = field(default_factory=Declared)
+    present: Present = field(default_factory=Present)
+
+    @property
+    def services(self) -> tuple[ServiceView, ...]:
+        """In order of the name."""
+        return tuple(self.by_name.values())
 
 
 def cluster_name(namespace: str, name: str) -> str:
@@ -90,55 +126,73 @@ def cluster_name(namespace: str, name: str) -> str:
 
 def mesh(state: State) -> MeshView:
     """The view of a state. Backends that nobody declared or registered are there too, with no endpoints."""
-    names = dict.fromkeys(state.service_names())
+    found, there = declared(state), present(state)
+    names = sorted(found.names | there.by_service.keys())
+    return MeshView(state.revision, {key: service(key, found, there) for key in names}, found, there)
+
+
+def service(key: Key, declared: Declared, present: Present) -> ServiceView:
+    """The view of one service."""
+    spec, policy = declared.services.get(key), declared.balancing.get(key)
+    return ServiceView(
+        namespace=key[0],
+        name=key[1],
+        ports=tuple(port.port for port in spec.ports) if spec is not None else (),
+        algorithm=policy.load_balancing_policy.algorithm
+        if policy is not None
+        else policy_pb2.LoadBalancingPolicySpec.RoundRobin,
+        rules=tuple(declared.rules.get(key, ())),
+        endpoints=tuple(map(_endpoint, _instances(key, declared, present))),
+    )
+
+
+def _instances(key: Key, declared: Declared, present: Present) -> Iterable[service_pb2.Instance]:
+    """The instances behind a service's name, in order of id."""
+    selector = declared.selectors.get(key[0], {}).get(key)
+    if selector is None:
+        return present.by_service.get(key, ())
+    names = [(key[0], selector["service"])] if "service" in selector else present.by_service
+    there = (item for name in names if name[0] == key[0] for item in present.by_service.get(name, ()))
+    return sorted((item for item in there if selects(selector, item)), key=_age)
+
+
+def _age(instance: service_pb2.Instance) -> tuple[str, str]:
+    return instance.id, instance.service
+
+
+def declared(state: State) -> Declared:
+    """What the resources of a state say."""
+    services = {(item.metadata.namespace, item.metadata.name): item.service for item in state.of_kind("Service")}
+    selectors: dict[str, dict[Key, Mapping[str, str]]] = {}
+    for key, spec in services.items():
+        if spec.selector:
+            selectors.setdefault(key[0], {})[key] = dict(spec.selector)
+    names = set(services)
     routes = state.of_kind("GRPCRoute")
     for route in routes:
         for rule in route.grpc_route.rules:
-            for backend in rule.backend_refs:
-                names.setdefault((backend.namespace or _namespace(route), backend.name))
+            names.update((backend.namespace or _namespace(route), backend.name) for backend in rule.backend_refs)
         for parent in route.grpc_route.parent_refs:
             if is_parent_allowed(route, parent):
-                names.setdefault((_namespace(route), parent.name))
-    balancing = targets(state, "LoadBalancingPolicy")
-    rules = _rules(routes)
-    by_service, by_node = _indexed(state)
-    services = []
-    for namespace, name in sorted(names):
-        declared = state.service(namespace, name)
-        policy = balancing.get((namespace, name))
-        services.append(
-            ServiceView(
-                namespace=namespace,
-                name=name,
-                ports=tuple(port.port for port in declared.service.ports) if declared is not None else (),
-                algorithm=policy.load_balancing_policy.algorithm
-                if policy is not None
-                else policy_pb2.LoadBalancingPolicySpec.RoundRobin,
-                rules=tuple(rules.get((namespace, name), ())),
-                endpoints=tuple(
-                    _endpoint(instance)
-                    for instance in (
-                        state.instances_of(namespace, name)
-                        if declared is not None and declared.service.selector
-                        else by_service.get((namespace, name), ())
-                    )
-                ),
-            )
-        )
-    return MeshView(state.revision, tuple(services), _limits(state), by_node)
+                names.add((_namespace(route), parent.name))
+    return Declared(
+        frozenset(names), services, targets(state, "LoadBalancingPolicy"), _rules(routes), selectors, _limits(state)
+    )
 
 
-def _indexed(
-    state: State,
-) -> tuple[dict[tuple[str, str], list[service_pb2.Instance]], dict[str, tuple[service_pb2.Instance, ...]]]:
-    """The instances by the service that they registered for, in order of id, and by the node beside them."""
-    by_service: dict[tuple[str, str], list[service_pb2.Instance]] = {}
-    by_node: dict[str, tuple[service_pb2.Instance, ...]] = {}
-    for instance in sorted(state.instances.values(), key=lambda instance: instance.id):
+def present(state: State) -> Present:
+    """Who is there."""
+    by_service: dict[Key, list[service_pb2.Instance]] = {}
+    by_node: dict[str, list[service_pb2.Instance]] = {}
+    for instance in sorted(state.instances.values(), key=_age):
         by_service.setdefault((instance.namespace, instance.service), []).append(instance)
         if instance.node_id:
-            by_node[instance.node_id] = (*by_node.get(instance.node_id, ()), instance)
-    return by_service, by_node
+            by_node.setdefault(instance.node_id, []).append(instance)
+    return Present(state.instances, _tuples(by_service), _tuples(by_node))
+
+
+def _tuples(found: Mapping[K, list[service_pb2.Instance]]) -> dict[K, tuple[service_pb2.Instance, ...]]:
+    return {key: tuple(items) for key, items in found.items()}
 
 
 def _namespace(resource: api_pb2.Resource) -> str:
@@ -225,10 +279,10 @@ def limits(mesh: MeshView, node: Node) -> tuple[LimitView, ...]:
     """The rate limits for calls to the instance beside a node, by any of its names; each policy once."""
     # Before it has registered, what the node says of itself; its labels come with the registration.
     said = service_pb2.Instance(service=node.service, namespace=node.namespace, version=node.version)
-    beside = [said, *mesh.by_node.get(node.id, ())]
+    beside = [said, *mesh.present.by_node.get(node.id, ())]
     found = [
         limit
-        for namespace, selector, limit in mesh.limits
+        for namespace, selector, limit in mesh.declared.limits
         if namespace == node.namespace
         and any(instance.namespace == namespace and selects(selector, instance) for instance in beside)
     ]
