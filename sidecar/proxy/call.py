@@ -33,12 +33,14 @@ class Call(Timed):
         "down_stream",
         "endpoint",
         "entered",
+        "held",
         "http_status",
         "is_active",
         "is_done",
         "is_request_over",
         "is_responded",
         "plan",
+        "response_fields",
         "started",
         "trailers",
         "tried",
@@ -72,6 +74,10 @@ class Call(Timed):
         self.up_stream: Stream | None = None
         self.entered = 0
         """Steps of its decision that it has come to."""
+        self.held: list[tuple[object, object]] | None = None
+        """What steps keep for the call until it is over: step, and what it holds; None if nothing."""
+        self.response_fields = b""
+        """Encoded fields that steps add to the response's headers."""
         self.tries = 0
         self.tried: list[Endpoint] | None = None
         """Where it was refused, while it is tried again; None before and after."""
@@ -212,10 +218,10 @@ class Call(Timed):
             self.down.mark()
             self.finish(Status.RESOURCE_EXHAUSTED, "OM")
 
-    def answer(self, status: Status, message: str, flag: str, http_status: int = 0) -> None:
+    def answer(self, status: Status, message: str, flag: str, http_status: int = 0, fields: bytes = b"") -> None:
         """End the call with an answer of the mesh's own; once a response has begun, with a reset.
 
-        What is not gRPC gets `http_status`, or what Envoy gives for the flag.
+        What is not gRPC gets `http_status`, or what Envoy gives for the flag. `fields` are added to its headers, encoded.
         """
         if self.is_done:
             return
@@ -225,12 +231,14 @@ class Call(Timed):
             if self.is_responded:
                 conn.reset(stream, ErrorCode.CANCEL if status is Status.DEADLINE_EXCEEDED else ErrorCode.INTERNAL_ERROR)
             elif self.plan.decision.is_grpc:
-                conn.send_headers(stream, grpc_status.trailers_only(status, message, flag), True)
+                block = grpc_status.trailers_only(status, message, flag)
+                conn.send_headers(stream, block + self.response_fields + fields, True)
             else:
                 text = message.encode() + b"\n"
                 http_status = http_status or grpc_status.HTTP_OF_FLAG[flag]
                 is_head = self.plan.decision.is_head
-                conn.send_headers(stream, grpc_status.plain_headers(http_status, len(text), flag), is_head)
+                block = grpc_status.plain_headers(http_status, len(text), flag)
+                conn.send_headers(stream, block + self.response_fields + fields, is_head)
                 if not is_head:
                     conn.send_data(stream, text, 0, True)
             self.down.mark()

@@ -200,20 +200,97 @@ class RetryPolicy:
     """How often to draw again for a host that was not tried."""
 
 
+class Algorithm(Enum):
+    """How calls are counted. Envoy has the first; the others come from the mesh's own resources."""
+
+    TOKEN_BUCKET = "token bucket"
+    LEAKY_BUCKET = "leaky bucket"
+    SLIDING_WINDOW = "sliding window"
+    SLIDING_LOG = "sliding log"
+    GCRA = "gcra"
+    CONCURRENCY = "concurrency"
+
+
+@dataclass(frozen=True, slots=True)
+class LimiterConfig:
+    """So many calls in so much time."""
+
+    requests: int
+    """In `interval_s`; with CONCURRENCY at once."""
+    interval_s: float = 1.0
+    burst: int = 0
+    """Most calls at once (TOKEN_BUCKET: size of the bucket, GCRA); 0 is `requests`."""
+    algorithm: Algorithm = Algorithm.TOKEN_BUCKET
+    max_wait_s: float = 0.0
+    """Longest time that a call is held (LEAKY_BUCKET)."""
+
+
+class Said(Enum):
+    """What an entry of a descriptor is made of (Envoy: route.v3.RateLimit.Action)."""
+
+    HEADER = "request_headers"
+    GENERIC = "generic_key"
+    REMOTE_ADDRESS = "remote_address"
+    HEADER_MATCH = "header_value_match"
+    DESTINATION_CLUSTER = "destination_cluster"
+
+
+@dataclass(frozen=True, slots=True)
+class LimitAction:
+    """Makes one entry of a descriptor (Envoy: route.v3.RateLimit.Action)."""
+
+    said: Said
+    key: str
+    value: str = ""
+    """Of the entry, where it does not depend on the call."""
+    header: bytes = b""
+    is_optional: bool = False
+    """Without the header the entry is left out, not the whole descriptor."""
+    matches: tuple["HeaderMatch", ...] = ()
+    expects_match: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LimitActions:
+    """Makes one descriptor of a call, in a stage (Envoy: route.v3.RateLimit)."""
+
+    actions: tuple[LimitAction, ...]
+    stage: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LimitDescriptor:
+    """Calls with this descriptor have a limit of their own (Envoy: extensions.common.ratelimit.v3.LocalRateLimitDescriptor)."""
+
+    entries: tuple[tuple[str, str], ...]
+    """Key and value; an empty value takes any, and each has its own count."""
+    limiter: LimiterConfig
+
+
 @dataclass(frozen=True, slots=True)
 class LocalRateLimit:
-    """A token bucket of this process (Envoy: extensions.filters.http.local_ratelimit.v3.LocalRateLimit)."""
+    """Limits of this process (Envoy: extensions.filters.http.local_ratelimit.v3.LocalRateLimit)."""
 
     stat_prefix: str
-    max_tokens: int
-    tokens_per_fill: int
-    fill_interval_s: float
+    limiter: LimiterConfig | None
+    """For calls that no descriptor takes, or for all calls; None: these are not limited."""
     enabled: float = 0.0
     """Share of calls that are counted, 0 to 1."""
     enforced: float = 0.0
-    """Share of those that are refused when the bucket is empty, 0 to 1; 0 is shadow mode."""
+    """Share of those that are refused when the limit is reached, 0 to 1; 0 is shadow mode."""
     as_resource_exhausted: bool = False
     """Refuse with RESOURCE_EXHAUSTED instead of UNAVAILABLE."""
+    descriptors: tuple[LimitDescriptor, ...] = ()
+    actions: tuple[LimitActions, ...] = ()
+    """Make descriptors of a call; empty: those of the route do."""
+    stage: int = 0
+    """Of the route's actions, those of this stage count."""
+    counts_all: bool = True
+    """`limiter` counts also what a descriptor takes (Envoy: always_consume_default_token_bucket)."""
+    max_keys: int = 20
+    """Of a descriptor with an empty value, so many values have a count of their own (Envoy: max_dynamic_descriptors)."""
+    tells_limits: bool = False
+    """Responses say limit, rest and time (Envoy: enable_x_ratelimit_headers)."""
 
 
 FilterConfig = LocalRateLimit
@@ -242,6 +319,8 @@ class Route:
     """`grpc-timeout` is honoured up to this, and instead of `max_duration_s`; 0 is without a bound. Unset, it is honoured as it is,
     beside `max_duration_s` (Envoy: max_stream_duration.grpc_timeout_header_max; there, unset, the header is left to the application)."""
     overrides: Overrides = ()
+    limit_actions: tuple[LimitActions, ...] = ()
+    """Make descriptors for rate limits; empty: those of the virtual host do (Envoy: rate_limits)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +332,7 @@ class VirtualHost:
     routes: tuple[Route, ...]
     overrides: Overrides = ()
     """Where a route has none of its own."""
+    limit_actions: tuple[LimitActions, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,22 +86,26 @@ class Decision:
 class Plan:
     """A decision and the header block to send upstream."""
 
-    __slots__ = ("block", "decision", "response_timeout_s", "timeout_s")
+    __slots__ = ("block", "decision", "response_timeout_s", "timeout_s", "values")
 
-    def __init__(self, decision: Decision, block: bytes, timeout_s: float) -> None:
+    def __init__(
+        self, decision: Decision, block: bytes, timeout_s: float, values: dict[bytes, list[bytes]] | None = None
+    ) -> None:
         self.decision = decision
         self.block = block
         self.timeout_s = timeout_s
         """Of the whole call: `grpc-timeout`; 0 is none."""
         self.response_timeout_s = decision.route.timeout_s if decision.route else 0.0
         """From the end of the request to the end of the response: the route's; 0 is none."""
+        self.values = values
+        """Of the headers that steps read, by lower-case name; None if there are none."""
 
     def after(self, seconds: float) -> "Plan":
         """The same for a call that was held for some time: its `grpc-timeout` is what is left."""
         if all(headers.name_of(field) != b"grpc-timeout" for field in headers.split(self.block)):
             return self
         left = write_timeout(self.timeout_s - seconds)
-        return Plan(self.decision, _with_timeout(self.block, left), self.timeout_s)
+        return Plan(self.decision, _with_timeout(self.block, left), self.timeout_s, self.values)
 
 
 def _bounds_calls(route: Route) -> bool:
@@ -182,6 +186,7 @@ class DecisionCache:
         self._clusters: dict[str, Cluster] = {}
         self._filters: FilterBook | None = None
         self._names_read: frozenset[bytes] = frozenset()
+        self._value_names: frozenset[bytes] = frozenset()
         self.what_is_missing = "no configuration yet"
 
     def reconfigure(self, router: Router | None, clusters: dict[str, Cluster], filters: FilterBook | None) -> None:
@@ -190,6 +195,7 @@ class DecisionCache:
         self._names_read = (router.header_names if router is not None else frozenset()) | (
             filters.header_names if filters is not None else frozenset()
         )
+        self._value_names = filters.value_names if filters is not None else frozenset()
         self._routes_by_timeout = b"grpc-timeout" in self._names_read
         self._clusters = clusters
         self._filters = filters
@@ -219,7 +225,7 @@ class DecisionCache:
         longest = self._longest(route, timeout)
         if longest and decision.is_grpc and route is not None and _bounds_calls(route):
             forwarded = _with_timeout(forwarded, b"%dm" % max(int(longest * 1000), 1))
-        plan = Plan(decision, forwarded, longest)
+        plan = Plan(decision, forwarded, longest, self._values(fields) if self._value_names else None)
         if len(block) <= MAX_CACHED_BLOCK:
             number = hash(block)
             if number in seen:
@@ -229,6 +235,14 @@ class DecisionCache:
                     seen.clear()
                 seen[number] = None
         return plan
+
+    def _values(self, fields: list[RawField]) -> dict[bytes, list[bytes]] | None:
+        found: dict[bytes, list[bytes]] = {}
+        for field in fields:
+            name = headers.name_of(field)
+            if name in self._value_names:
+                found.setdefault(name, []).append(headers.value_of(field))
+        return found or None
 
     def _remember(self, key: bytes, decision: Decision) -> None:
         if len(key) > MAX_CACHED_BLOCK:

@@ -89,6 +89,12 @@ class Downstream(Handler, Peer):
             worker.is_receiving = False
         worker.flush()
 
+    @property
+    def remote_host(self) -> str:
+        """The client's IP address; empty if it is not known (a call from inside this process)."""
+        name = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return str(name[0]) if isinstance(name, tuple) else ""
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.listener.downstreams.discard(self)
         self.listener.stalled.discard(self)

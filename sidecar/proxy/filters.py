@@ -1,21 +1,18 @@
 """The HTTP filters of one filter chain under one configuration: which steps a route's calls have in their way, in order."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from sidecar.proxy.config import FilterConfig, HttpFilter, Route, RouteTable, VirtualHost
-from sidecar.proxy.limit import Limit, LimitFilter
+from sidecar.proxy.limit import LimitFilter
+from sidecar.proxy.limit_actions import names_read
 from sidecar.proxy.route import Request
 from sidecar.proxy.step import Filter, Step
 from sidecar.proxy.worker import Worker
 
-Maker = Callable[[FilterConfig, Worker, float], Filter]
-"""From a configuration to the filter in force, from `now` on."""
-
 
 def make(config: FilterConfig, worker: Worker, now: float) -> Filter:
     """The filter that a configuration asks for."""
-    return LimitFilter(Limit(config, worker.stats.of_limit(config.stat_prefix), worker.chance, now))
+    return LimitFilter(config, worker, now)
 
 
 class _Place(NamedTuple):
@@ -61,10 +58,16 @@ class FilterBook:
                     for name, config in route.overrides:
                         if name == http_filter.name:
                             keep(id(route), _Place(number, host.name, route.name or str(order), config))
-        self.header_names: frozenset[bytes] = frozenset().union(
-            *(known.header_names for known in self._places.values())
-        )
-        """Names of all headers that any of them reads."""
+        every = list(self._places.values())
+        self.header_names: frozenset[bytes] = frozenset(name for known in every for name in known.header_names)
+        """Names of all headers that decide which steps a request has."""
+        values = {name for known in every for name in known.value_names}
+        for host in table.virtual_hosts if table is not None and every else ():
+            values |= names_read(host.limit_actions)
+            for route in host.routes:
+                values |= names_read(route.limit_actions)
+        self.value_names = frozenset(values)
+        """Names of all headers whose values steps read."""
 
     def of(self, host: VirtualHost | None, route: Route | None, request: Request) -> tuple[Step, ...]:
         """The steps for such requests on a route, or on none: of each filter by its most specific configuration."""
@@ -73,7 +76,7 @@ class FilterBook:
             for owner in (id(route), id(host), 0):
                 known = self._filters.get((number, owner))
                 if known is not None:
-                    step = known.step_for(request)
+                    step = known.step_for(request, host, route)
                     if step is not None:
                         found.append(step)
                     break

@@ -22,7 +22,8 @@ class Request:
     """By lower-case name, pseudo-headers among them; `:path` with its query."""
 
 
-def _header_holds(match: HeaderMatch, headers: dict[bytes, list[bytes]]) -> bool:
+def header_holds(match: HeaderMatch, headers: dict[bytes, list[bytes]]) -> bool:
+    """True if the condition on a header is met."""
     values = headers.get(match.name)
     if match.present is not None:
         return ((values is not None) == match.present) != match.invert
@@ -55,7 +56,7 @@ def _route_holds(route: Route, request: Request) -> bool:
     else:
         assert match.regex is not None
         path_holds = re.fullmatch(match.regex, request.path.decode("latin-1")) is not None
-    return path_holds and all(_header_holds(header, request.headers) for header in match.headers)
+    return path_holds and all(header_holds(header, request.headers) for header in match.headers)
 
 
 class _Host:

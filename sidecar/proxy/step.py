@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mypy_extensions import mypyc_attr
 
+from sidecar.proxy.config import Route, VirtualHost
 from sidecar.proxy.route import Request
 
 if TYPE_CHECKING:
@@ -39,10 +40,13 @@ class Filter:
     header_names: frozenset[bytes]
     """Headers that `step_for` reads, lower case: requests that agree in these, in what routes read and in method, path and authority
     have the same step."""
+    value_names: frozenset[bytes]
+    """Headers that its steps read of a call, lower case: kept in the call's plan (`Plan.values`). They may differ from call to call."""
 
     def __init__(self) -> None:
         self.header_names = frozenset()
+        self.value_names = frozenset()
 
-    def step_for(self, request: Request) -> Step | None:
-        """Its part in the way of such requests; None if it has none."""
+    def step_for(self, request: Request, host: VirtualHost | None, route: Route | None) -> Step | None:
+        """Its part in the way of such requests on a route, or on none; None if it has none."""
         raise NotImplementedError

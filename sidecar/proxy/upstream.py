@@ -199,7 +199,10 @@ class Upstream(Handler, Peer):
         else:
             self._reject(stream, call, "a response without a final :status")
             return
-        down.conn.send_headers(call.down_stream, known.data, ended)
+        data = known.data
+        if call.response_fields and known.http_status:
+            data += call.response_fields
+        down.conn.send_headers(call.down_stream, data, ended)
         if not down.is_dirty:
             self.worker.mark(down)
         if ended:

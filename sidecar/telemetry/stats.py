@@ -58,6 +58,7 @@ class LimitStats:
     allowed: int = 0
     refused: int = 0
     would_refuse: int = 0
+    held: int = 0
 
 
 def _nothing_runs() -> tuple[int, int]:

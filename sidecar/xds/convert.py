@@ -21,7 +21,6 @@ from sidecar.proxy.config import (
     Direction,
     EndpointConfig,
     FilterChain,
-    HeaderMatch,
     HttpManager,
     ListenerConfig,
     RetryPolicy,
@@ -32,6 +31,7 @@ from sidecar.proxy.config import (
     VirtualHost,
 )
 from sidecar.xds import filters, tls
+from sidecar.xds.matching import header_match
 from sidecar.xds.supported import ConfigError, refuse_unsupported, unpack
 from sidecar.xds.values import number_or, regex, seconds, seconds_or
 
@@ -285,7 +285,8 @@ def route_table(message: Any) -> RouteTable:
             raise ConfigError(f"{place}.domains", "at least one domain is needed (RMR0111)")
         routes = tuple(_route(route, f"{place}.routes[{number}]") for number, route in enumerate(host.routes))
         overrides = filters.overrides(host.typed_per_filter_config, place)
-        hosts.append(VirtualHost(host.name, tuple(host.domains), routes, overrides))
+        actions = filters.limit_actions(host.rate_limits, f"{place}.rate_limits")
+        hosts.append(VirtualHost(host.name, tuple(host.domains), routes, overrides, actions))
     validates = bool(message.validate_clusters.value) if message.HasField("validate_clusters") else None
     return RouteTable(message.name, tuple(hosts), validates)
 
@@ -330,11 +331,12 @@ def _route(message: Any, path: str) -> Route:
         if longest.HasField("grpc_timeout_header_max")
         else None,
         overrides=filters.overrides(message.typed_per_filter_config, path),
+        limit_actions=filters.limit_actions(action.rate_limits, f"{path}.route.rate_limits"),
     )
 
 
 def _route_match(message: Any, path: str) -> RouteMatch:
-    headers = tuple(_header_match(header, f"{path}.headers[{n}]") for n, header in enumerate(message.headers))
+    headers = tuple(header_match(header, f"{path}.headers[{n}]") for n, header in enumerate(message.headers))
     match message.WhichOneof("path_specifier"):
         case "prefix":
             return RouteMatch(prefix=message.prefix.encode(), headers=headers)
@@ -346,29 +348,6 @@ def _route_match(message: Any, path: str) -> RouteMatch:
             return RouteMatch(connect=True, headers=headers)
     raise ConfigError(path, "prefix, path, safe_regex or connect_matcher is needed (RMR0114)")
 
-
-def _header_match(message: Any, path: str) -> HeaderMatch:
-    name = message.name.lower().encode()
-    invert = message.invert_match
-    specifier = message.WhichOneof("header_match_specifier")
-    if specifier == "string_match":
-        string = message.string_match
-        if string.ignore_case:
-            raise ConfigError(f"{path}.string_match.ignore_case", "is not supported here (RMR0114)")
-        match string.WhichOneof("match_pattern"):
-            case "exact":
-                return HeaderMatch(name, exact=string.exact.encode(), invert=invert)
-            case "prefix":
-                return HeaderMatch(name, prefix=string.prefix.encode(), invert=invert)
-            case "suffix":
-                return HeaderMatch(name, suffix=string.suffix.encode(), invert=invert)
-            case "safe_regex":
-                return HeaderMatch(
-                    name, regex=regex(string.safe_regex, f"{path}.string_match.safe_regex"), invert=invert
-                )
-        raise ConfigError(f"{path}.string_match", "a pattern is needed (RMR0114)")
-    # Envoy: no specifier means that the header is there.
-    return HeaderMatch(name, present=message.present_match if specifier == "present_match" else True, invert=invert)
 
 
 def _retry(message: Any, path: str) -> RetryPolicy:

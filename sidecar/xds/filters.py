@@ -3,9 +3,26 @@
 from collections.abc import Callable
 from typing import Any, Final
 
-from sidecar.proxy.config import FilterConfig, HttpFilter, LocalRateLimit, Overrides
+from envoy.extensions.common.ratelimit.v3 import ratelimit_pb2
+
+from sidecar.proxy.config import (
+    FilterConfig,
+    HttpFilter,
+    LimitAction,
+    LimitActions,
+    LimitDescriptor,
+    LimiterConfig,
+    LocalRateLimit,
+    Overrides,
+    Said,
+)
+from sidecar.xds.matching import header_match
 from sidecar.xds.supported import ConfigError, unpack
-from sidecar.xds.values import seconds
+from sidecar.xds.values import number_or, seconds
+
+DRAFT_03: Final = ratelimit_pb2.DRAFT_VERSION_03
+MAX_STAGE: Final = 10
+"""Envoy's own bound."""
 
 _DENOMINATORS: Final = {0: 100, 1: 10_000, 2: 1_000_000}
 MIN_FILL_INTERVAL_S: Final = 0.05
@@ -53,6 +70,37 @@ def _fraction(message: Any) -> float:
 
 def local_rate_limit(message: Any, path: str) -> LocalRateLimit:
     """extensions.filters.http.local_ratelimit.v3.LocalRateLimit."""
+    descriptors = tuple(
+        LimitDescriptor(
+            tuple((entry.key, entry.value) for entry in item.entries),
+            _bucket(item, f"{path}.descriptors[{number}]"),
+        )
+        for number, item in enumerate(message.descriptors)
+    )
+    _refuse_doubles(descriptors, f"{path}.descriptors")
+    is_limited = message.HasField("token_bucket") or not descriptors
+    if message.stage > MAX_STAGE:
+        raise ConfigError(f"{path}.stage", f"{message.stage}: at most {MAX_STAGE} is possible (RMR0110)")
+    base = LocalRateLimit("", None)
+    return LocalRateLimit(
+        stat_prefix=message.stat_prefix,
+        limiter=_bucket(message, path) if is_limited else None,
+        enabled=_fraction(message.filter_enabled),
+        enforced=_fraction(message.filter_enforced),
+        as_resource_exhausted=message.rate_limited_as_resource_exhausted,
+        descriptors=descriptors,
+        actions=limit_actions(message.rate_limits, f"{path}.rate_limits"),
+        stage=message.stage,
+        counts_all=message.always_consume_default_token_bucket.value
+        if message.HasField("always_consume_default_token_bucket")
+        else True,
+        max_keys=number_or(message, "max_dynamic_descriptors", base.max_keys),
+        tells_limits=message.enable_x_ratelimit_headers == DRAFT_03,
+    )
+
+
+def _bucket(message: Any, path: str) -> LimiterConfig:
+    """The `token_bucket` of a message (type.v3.TokenBucket)."""
     bucket = message.token_bucket
     interval = seconds(bucket.fill_interval)
     if not message.HasField("token_bucket") or bucket.max_tokens < 1:
@@ -65,15 +113,61 @@ def local_rate_limit(message: Any, path: str) -> LocalRateLimit:
     fill = bucket.tokens_per_fill.value if bucket.HasField("tokens_per_fill") else 1
     if fill < 1:
         raise ConfigError(f"{path}.token_bucket.tokens_per_fill", f"{fill}: at least 1 is needed (RMR0110)")
-    return LocalRateLimit(
-        stat_prefix=message.stat_prefix,
-        max_tokens=bucket.max_tokens,
-        tokens_per_fill=fill,
-        fill_interval_s=interval,
-        enabled=_fraction(message.filter_enabled),
-        enforced=_fraction(message.filter_enforced),
-        as_resource_exhausted=message.rate_limited_as_resource_exhausted,
-    )
+    return LimiterConfig(fill, interval, bucket.max_tokens)
+
+
+def _refuse_doubles(descriptors: tuple[LimitDescriptor, ...], path: str) -> None:
+    seen: set[tuple[tuple[str, str], ...]] = set()
+    for number, item in enumerate(descriptors):
+        if not item.entries:
+            raise ConfigError(f"{path}[{number}].entries", "at least one entry is needed (RMR0110)")
+        if item.entries in seen:
+            raise ConfigError(f"{path}[{number}]", "the same descriptor stands here twice (RMR0110)")
+        seen.add(item.entries)
+
+
+def limit_actions(messages: Any, path: str) -> tuple[LimitActions, ...]:
+    """`rate_limits` of a virtual host, a route or a filter (route.v3.RateLimit)."""
+    found = []
+    for number, item in enumerate(messages):
+        place = f"{path}[{number}]"
+        stage = item.stage.value
+        if stage > MAX_STAGE:
+            raise ConfigError(f"{place}.stage", f"{stage}: at most {MAX_STAGE} is possible (RMR0110)")
+        if not item.actions:
+            raise ConfigError(f"{place}.actions", "at least one action is needed (RMR0110)")
+        actions = tuple(_limit_action(action, f"{place}.actions[{n}]") for n, action in enumerate(item.actions))
+        found.append(LimitActions(actions, stage))
+    return tuple(found)
+
+
+def _limit_action(message: Any, path: str) -> LimitAction:
+    match message.WhichOneof("action_specifier"):
+        case "request_headers":
+            action = message.request_headers
+            return LimitAction(
+                Said.HEADER,
+                action.descriptor_key,
+                header=action.header_name.lower().encode(),
+                is_optional=action.skip_if_absent,
+            )
+        case "generic_key":
+            action = message.generic_key
+            return LimitAction(Said.GENERIC, action.descriptor_key or "generic_key", action.descriptor_value)
+        case "remote_address":
+            return LimitAction(Said.REMOTE_ADDRESS, "remote_address")
+        case "destination_cluster":
+            return LimitAction(Said.DESTINATION_CLUSTER, "destination_cluster")
+        case "header_value_match":
+            action = message.header_value_match
+            return LimitAction(
+                Said.HEADER_MATCH,
+                action.descriptor_key or "header_match",
+                action.descriptor_value,
+                matches=tuple(header_match(item, f"{path}.headers[{n}]") for n, item in enumerate(action.headers)),
+                expects_match=action.expect_match.value if action.HasField("expect_match") else True,
+            )
+    raise ConfigError(path, "an action is missing (RMR0110)")
 
 
 _READERS: Final[dict[str, Callable[[Any, str], FilterConfig]]] = {"LocalRateLimit": local_rate_limit}

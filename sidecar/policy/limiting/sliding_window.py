@@ -74,6 +74,8 @@ class SlidingWindow(Limiter):
         self._turn(now)
         if self._estimate(now) + 1.0 > self._requests:
             return REFUSED
+        if not self._count and not self._last:
+            self._start = now
         self._count += 1
         return 0.0
 

@@ -16,10 +16,15 @@ from sidecar.proxy.config import (
     EndpointConfig,
     HeaderMatch,
     HttpFilter,
+    LimitAction,
+    LimitActions,
+    LimitDescriptor,
+    LimiterConfig,
     LocalRateLimit,
     RetryPolicy,
     Route,
     RouteMatch,
+    Said,
 )
 from sidecar.xds.bootstrap import load, parse
 from sidecar.xds.supported import ConfigError
@@ -279,7 +284,19 @@ def test_listeners(tmp_path: Path) -> None:
     assert manager.filters == (
         HttpFilter(
             "envoy.filters.http.local_ratelimit",
-            LocalRateLimit("orders", 10, 5, 2.0, enabled=0.05, enforced=0.25, as_resource_exhausted=True),
+            LocalRateLimit(
+                "orders",
+                LimiterConfig(5, 2.0, 10),
+                enabled=0.05,
+                enforced=0.25,
+                as_resource_exhausted=True,
+                descriptors=(LimitDescriptor((("user", "ann"), ("tier", "")), LimiterConfig(1, 1.0, 3)),),
+                actions=(LimitActions((LimitAction(Said.HEADER, "user", header=b"x-user", is_optional=True),), 1),),
+                stage=1,
+                counts_all=False,
+                max_keys=30,
+                tells_limits=True,
+            ),
         ),
     )
     assert outbound.default_chain is not None and outbound.default_chain.manager is not None
@@ -293,7 +310,10 @@ def test_routes(tmp_path: Path) -> None:
     assert manager is not None and manager.routes is not None
     [host] = manager.routes.virtual_hosts
     assert host.domains == ("orders.shop", "*.orders.shop")
-    assert host.overrides == (("envoy.filters.http.local_ratelimit", LocalRateLimit("host", 20, 1, 1.0)),)
+    assert host.limit_actions == (LimitActions((LimitAction(Said.REMOTE_ADDRESS, "remote_address"),)),)
+    assert host.overrides == (
+        ("envoy.filters.http.local_ratelimit", LocalRateLimit("host", LimiterConfig(1, 1.0, 20))),
+    )
     headers = (
         HeaderMatch(b"x-exact", exact=b"ann"),
         HeaderMatch(b"x-prefix", prefix=b"an", invert=True),
@@ -311,7 +331,26 @@ def test_routes(tmp_path: Path) -> None:
             idle_timeout_s=20.0,
             max_duration_s=40.0,
             grpc_timeout_max_s=25.0,
-            overrides=(("envoy.filters.http.local_ratelimit", LocalRateLimit("exact", 30, 1, 1.0)),),
+            overrides=(("envoy.filters.http.local_ratelimit", LocalRateLimit("exact", LimiterConfig(1, 1.0, 30))),),
+            limit_actions=(
+                LimitActions(
+                    (
+                        LimitAction(Said.GENERIC, "area", "north"),
+                        LimitAction(Said.DESTINATION_CLUSTER, "destination_cluster"),
+                    )
+                ),
+                LimitActions(
+                    (
+                        LimitAction(
+                            Said.HEADER_MATCH,
+                            "vip",
+                            "yes",
+                            matches=(HeaderMatch(b"x-vip", present=True),),
+                            expects_match=False,
+                        ),
+                    )
+                ),
+            ),
         ),
         Route(RouteMatch(prefix=b"/shop."), (("stock", 3), ("accounts", 1))),
         Route(RouteMatch(regex="/[a-z]+"), (("accounts", 1),)),
