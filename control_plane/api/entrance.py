@@ -41,13 +41,14 @@ _WRITES: Final = frozenset(
     for name in [
         "Resources/Apply",
         "Resources/Delete",
+        "Resources/Rollback",
         "Registry/Register",
         "Registry/SetHealth",
         "Registry/Deregister",
     ]
 )
 _WAIT: Final = frozenset(_OURS + name for name in ["Resources/Watch", "Resources/WaitProgrammed", "Registry/SetHealth"])
-_CHECKS_ITSELF: Final = frozenset((_OURS + "Resources/Apply",))
+_CHECKS_ITSELF: Final = frozenset(_OURS + name for name in ["Resources/Apply", "Resources/Diff"])
 """Methods that check the schema's constraints themselves, since they can say better what is concerned."""
 _STATUSES: Final[tuple[tuple[type[Exception], grpc.StatusCode, str], ...]] = (
     (LeaseNotFound, grpc.StatusCode.NOT_FOUND, "; register again"),

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -16,20 +16,22 @@ from grpc_reflection.v1alpha import reflection
 from control_plane.ads.service import MAX_STREAMS, AdsService
 from control_plane.api import http
 from control_plane.api.entrance import Entrance
+from control_plane.api.identity import IdentityService
 from control_plane.api.reflected import Pool
 from control_plane.api.service import MeshService, RegistryService, Resources
+from control_plane.identity.issuer import Issuer
 from control_plane.registry.mirror import Mirror
 from control_plane.registry.registry import Registry
 from control_plane.store import open_store, shown
-from control_plane.store.contract import StoreUnavailable
-from proto.mesh.v1 import api_pb2, api_pb2_grpc
+from control_plane.store.contract import Store, StoreUnavailable
+from proto.mesh.v1 import api_pb2, api_pb2_grpc, identity_pb2, identity_pb2_grpc
 
 log = logging.getLogger("remora.api")
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 """A request; longer ones get RESOURCE_EXHAUSTED from gRPC."""
-MAX_CALLS: Final = MAX_STREAMS + 10_000
-"""At a time, streams of nodes included; more get RESOURCE_EXHAUSTED from gRPC."""
+MAX_CALLS: Final = 2 * MAX_STREAMS + 10_000
+"""At a time, streams of nodes and of their agents included; more get RESOURCE_EXHAUSTED from gRPC."""
 LOAD_TIMEOUT_S: Final = 10.0
 STOP_GRACE_S: Final = 1.0
 _OPTIONS: Final = (
@@ -56,15 +58,33 @@ class ControlPlane:
     """Of `/metrics` and `/healthz`; None if they are not served."""
     mirror: Mirror
     ads: AdsService
+    store: Store
 
 
 @asynccontextmanager
 async def running(
-    listen: tuple[str, int], store_target: str, http_listen: tuple[str, int] | None
+    listen: tuple[str, int],
+    store_target: str,
+    http_listen: tuple[str, int] | None,
+    issuing: Callable[[Store], Issuer] | None = None,
 ) -> AsyncIterator[ControlPlane]:
-    """Run a control plane as long as the context lasts. Raises StoreError, CannotListen."""
+    """Run a control plane as long as the context lasts. Raises StoreError, CannotListen, KeyringError.
+
+    `issuing` makes the authority that signs; without it the mesh has no identities.
+    """
     store = await open_store(store_target)
-    mirror = Mirror(store)
+    issuer = issuing(store) if issuing is not None else None
+    if issuer is not None:
+        try:
+            async with asyncio.timeout(LOAD_TIMEOUT_S):
+                await issuer.prepare()
+        except TimeoutError:
+            await store.close()
+            raise StoreUnavailable(f"store {shown(store_target)} has not answered for {LOAD_TIMEOUT_S:g} s") from None
+        except BaseException:
+            await store.close()
+            raise
+    mirror = Mirror(store, has_identities=issuer is not None)
     ads = AdsService()
     mirror.on_change(ads.on_state)
     follower = asyncio.create_task(mirror.run())
@@ -81,10 +101,12 @@ async def running(
         api_pb2_grpc.add_ResourcesServicer_to_server(Resources(store, mirror, ads), server)
         api_pb2_grpc.add_RegistryServicer_to_server(RegistryService(Registry(store), mirror, ads), server)
         api_pb2_grpc.add_MeshServicer_to_server(MeshService(mirror, ads), server)
+        identity_pb2_grpc.add_IdentityServicer_to_server(IdentityService(issuer, mirror), server)
         server.add_generic_rpc_handlers((ads.handler(),))
         healths = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
         services = [service.full_name for service in api_pb2.DESCRIPTOR.services_by_name.values()]
+        services += [service.full_name for service in identity_pb2.DESCRIPTOR.services_by_name.values()]
         services += [service.full_name for service in ads_pb2.DESCRIPTOR.services_by_name.values()]
         for name in ["", *services]:
             await healths.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -101,7 +123,7 @@ async def running(
                 reason = (error.strerror or str(error)).lower()
                 raise CannotListen(f"cannot listen on {http_listen[0]}:{http_listen[1]}: {reason}") from None
         await server.start()
-        yield ControlPlane(port, web.server_port if web is not None else None, mirror, ads)
+        yield ControlPlane(port, web.server_port if web is not None else None, mirror, ads, store)
     finally:
         await server.stop(STOP_GRACE_S)
         if web is not None:

@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
-from time import time_ns
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import grpc
@@ -11,13 +10,14 @@ import grpc
 from control_plane.ads.core import NodeStream
 from control_plane.ads.service import AdsService, short
 from control_plane.api.refused import Refused
+from control_plane.api.writing import Author, Writer, Written
 from control_plane.registry import keys, state
 from control_plane.registry.mirror import Mirror
 from control_plane.registry.registry import DEFAULT_TTL_S, Registry
 from control_plane.registry.state import State
 from control_plane.resources import kinds
 from control_plane.resources.check import check
-from control_plane.store.contract import Compare, Delete, Put, Store
+from control_plane.store.contract import Store
 from control_plane.translate.conditions import Conditions
 from proto.mesh.v1 import api_pb2, api_pb2_grpc, meta_pb2
 
@@ -33,8 +33,6 @@ CAUGHT_UP_S: Final = 5.0
 """How long an answer waits for the change that it is about to be served."""
 MAX_NAMED: Final = 20
 """Nodes that one message names."""
-MAX_ATTEMPTS: Final = 5
-"""Tries of an apply that collides with another."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -56,57 +54,61 @@ class Resources(api_pb2_grpc.ResourcesServicer):
     """The operator's entrance."""
 
     def __init__(self, store: Store, mirror: Mirror, ads: AdsService) -> None:
-        self._store = store
+        self._writer = Writer(store)
         self._mirror = mirror
         self._ads = ads
         self._judged = Conditions(mirror.state)
 
     async def Apply(self, request: api_pb2.ApplyRequest, context: Context) -> api_pb2.ApplyResponse:
-        faults = list(_faults(request))
-        if faults:
-            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "\n".join(faults))
-        for _ in range(MAX_ATTEMPTS):
-            response = await self._apply(request)
-            if response is not None:
-                return response
-        raise Refused(grpc.StatusCode.ABORTED, "others change the same resources all the time; apply again")
+        _refuse(_faults(request.resources, request.ByteSize()))
+        author = Author(request.by or _address_of(context))
+        written = await self._writer.apply(request.resources, author, is_dry=request.dry_run)
+        revision = await self._told(written, is_dry=request.dry_run)
+        return api_pb2.ApplyResponse(applied=written.applied, revision=revision)
 
-    async def _apply(self, request: api_pb2.ApplyRequest) -> api_pb2.ApplyResponse | None:
-        """One try; None if somebody else changed a resource meanwhile."""
-        response = api_pb2.ApplyResponse(revision=self._mirror.state.revision)
-        compares: list[Compare] = []
-        puts: list[Put | Delete] = []
-        for given in request.resources:
-            key = state.key_of(given)
-            item = await self._store.get(key)
-            old = state.read(item) if item is not None else None
-            wanted = given.metadata.resource_version
-            if wanted and wanted != (item.mod_revision if item else 0):
-                there = f"is at resourceVersion {item.mod_revision}" if item else "is not there"
-                text = f"{kinds.describe(given)} {there}, not at {wanted}: somebody else changed it; get it and apply again"
-                raise Refused(grpc.StatusCode.ABORTED, text)
-            fresh, outcome = _merge(given, old)
-            compares.append(Compare(key, item.mod_revision if item else 0))
-            if outcome != api_pb2.ApplyResponse.UNCHANGED:
-                puts.append(Put(key, state.stored(fresh)))
-            response.applied.add(resource=fresh, outcome=outcome)
-        if puts and not request.dry_run:
-            result = await self._store.txn(compares, puts)
-            if not result.succeeded:
-                return None
-            response.revision = result.revision
-            await self._caught_up(result.revision)
-            for applied in response.applied:
-                if applied.outcome != api_pb2.ApplyResponse.UNCHANGED:
-                    applied.resource.metadata.resource_version = response.revision
-        conditions = self._conditions()
-        if request.dry_run:
-            now = self._mirror.state
-            supposed = {state.key_of(applied.resource): applied.resource for applied in response.applied}
-            conditions = Conditions(State(now.revision, {**now.resources, **supposed}, now.instances))
-        for applied in response.applied:
-            applied.resource.status.CopyFrom(conditions.status(applied.resource))
+    async def Diff(self, request: api_pb2.DiffRequest, context: Context) -> api_pb2.DiffResponse:
+        _refuse(_faults(request.resources, request.ByteSize()))
+        written = await self._writer.apply(request.resources, Author(""), is_dry=True)
+        await self._told(written, is_dry=True)
+        response = api_pb2.DiffResponse()
+        for before, applied in zip(written.before, written.applied, strict=True):
+            response.differences.add(
+                before=before, after=applied.resource, outcome=applied.outcome, changes=applied.changes
+            )
         return response
+
+    async def History(self, request: api_pb2.HistoryRequest, context: Context) -> api_pb2.HistoryResponse:
+        kind, namespace = _kind(request.kind), _namespace(request.namespace)
+        known = await self._writer.history(kind, namespace, request.name)
+        if not known:
+            text = f"no {kind} {namespace}/{request.name}, and no past of one"
+            raise Refused(grpc.StatusCode.NOT_FOUND, text)
+        return api_pb2.HistoryResponse(revisions=known)
+
+    async def Rollback(self, request: api_pb2.RollbackRequest, context: Context) -> api_pb2.RollbackResponse:
+        written = await self._writer.rollback(
+            _kind(request.kind),
+            _namespace(request.namespace),
+            request.name,
+            request.revision,
+            request.by or _address_of(context),
+            is_dry=request.dry_run,
+        )
+        revision = await self._told(written, is_dry=request.dry_run)
+        return api_pb2.RollbackResponse(applied=written.applied[0], revision=revision, to_revision=written.to_revision)
+
+    async def _told(self, written: Written, *, is_dry: bool) -> int:
+        """The revision that an answer is about, once it is served; gives the resources their status."""
+        if written.revision:
+            await self._caught_up(written.revision)
+        conditions = self._conditions()
+        if is_dry:
+            now = self._mirror.state
+            supposed = {state.key_of(applied.resource): applied.resource for applied in written.applied}
+            conditions = Conditions(State(now.revision, {**now.resources, **supposed}, now.instances))
+        for applied in written.applied:
+            applied.resource.status.CopyFrom(conditions.status(applied.resource))
+        return written.revision or self._mirror.state.revision
 
     async def _caught_up(self, revision: int) -> None:
         """Wait until a change of ours is served; not for ever, since it is stored in any case."""
@@ -142,14 +144,10 @@ class Resources(api_pb2_grpc.ResourcesServicer):
         return api_pb2.ListResponse(resources=found, revision=now.revision)
 
     async def Delete(self, request: api_pb2.DeleteRequest, context: Context) -> api_pb2.DeleteResponse:
-        kind = _kind(request.kind)
-        namespace = _namespace(request.namespace)
-        key = keys.resource(kind, namespace, request.name)
-        if await self._store.get(key) is None:
-            raise Refused(grpc.StatusCode.NOT_FOUND, f"no {kind} {namespace}/{request.name}")
-        result = await self._store.txn((), [Delete(key)])
-        await self._caught_up(result.revision)
-        return api_pb2.DeleteResponse(revision=result.revision)
+        by = request.by or _address_of(context)
+        revision = await self._writer.delete(_kind(request.kind), _namespace(request.namespace), request.name, by)
+        await self._caught_up(revision)
+        return api_pb2.DeleteResponse(revision=revision)
 
     async def Watch(self, request: api_pb2.WatchRequest, context: Context) -> AsyncIterator[api_pb2.WatchEvent]:
         kind = _kind(request.kind) if request.kind else ""
@@ -210,9 +208,21 @@ class Resources(api_pb2_grpc.ResourcesServicer):
         return shown
 
 
-def _faults(request: api_pb2.ApplyRequest) -> Iterator[str]:
-    """Every fault of a request, each a line that says which resource it is in."""
-    count, size = len(request.resources), request.ByteSize()
+def _refuse(faults: Iterable[str]) -> None:
+    """Raises Refused if there are faults."""
+    found = list(faults)
+    if found:
+        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "\n".join(found))
+
+
+def _address_of(context: Context) -> str:
+    """Where a call comes from, without the port: `ipv4:127.0.0.1:4711` is 127.0.0.1."""
+    return str(context.peer()).partition(":")[2].rpartition(":")[0]
+
+
+def _faults(resources: Sequence[api_pb2.Resource], size: int) -> Iterator[str]:
+    """Every fault of a request of so many bytes, each a line that says which resource it is in."""
+    count = len(resources)
     if not count:
         yield "no resources; give at least one (RMR0003)"
     if count > MAX_RESOURCES:
@@ -222,7 +232,7 @@ def _faults(request: api_pb2.ApplyRequest) -> Iterator[str]:
         yield f"{size} bytes in one request; at most {MAX_APPLY_BYTES} are taken: apply in parts (RMR0001)"
         return
     seen: set[bytes] = set()
-    for number, resource in enumerate(request.resources):
+    for number, resource in enumerate(resources):
         if resource.WhichOneof("spec") is None:
             known = " or ".join(kind.field for kind in kinds.KINDS)
             yield f"resources[{number}]: has no spec; set {known} (RMR0006)"
@@ -235,30 +245,6 @@ def _faults(request: api_pb2.ApplyRequest) -> Iterator[str]:
         if key in seen:
             yield f"{name}: stands twice in one request; keep one (RMR0004)"
         seen.add(key)
-
-
-def _merge(
-    given: api_pb2.Resource, old: api_pb2.Resource | None
-) -> tuple[api_pb2.Resource, api_pb2.ApplyResponse.Outcome.ValueType]:
-    """What to store, and what that means."""
-    fresh = api_pb2.Resource()
-    fresh.CopyFrom(given)
-    fresh.ClearField("status")
-    metadata = fresh.metadata
-    metadata.namespace = _namespace(metadata.namespace)
-    metadata.resource_version = 0
-    if old is None:
-        metadata.generation = 1
-        metadata.creation_timestamp.FromNanoseconds(time_ns())
-        return fresh, api_pb2.ApplyResponse.CREATED
-    metadata.generation = old.metadata.generation
-    metadata.creation_timestamp.CopyFrom(old.metadata.creation_timestamp)
-    if state.stored(fresh) == state.stored(old):
-        return old, api_pb2.ApplyResponse.UNCHANGED
-    spec = str(fresh.WhichOneof("spec"))
-    if getattr(fresh, spec) != getattr(old, spec):
-        metadata.generation += 1
-    return fresh, api_pb2.ApplyResponse.CONFIGURED
 
 
 def _why_behind(stream: NodeStream) -> str:

@@ -17,6 +17,9 @@ def to_dict(resource: api_pb2.Resource) -> dict[str, Any]:
     for counter in ("generation", "resourceVersion"):
         if counter in metadata:
             metadata[counter] = int(metadata[counter])
+    for counter in ("number", "toRevision"):
+        if counter in metadata.get("lastChange", {}):
+            metadata["lastChange"][counter] = int(metadata["lastChange"][counter])
     shown: dict[str, Any] = {
         "apiVersion": kind.api_version,
         "kind": kind.name,

@@ -127,6 +127,12 @@ WRONG: Final[dict[str, str]] = {
     "delete nonsense x": 'kind "nonsense" is not known',
     "diff": "missing option '--filename'",
     "diff -f /no/such/file": "no such file or directory",
+    "history grpcroute": "missing argument",
+    "history nonsense x": 'kind "nonsense" is not known',
+    "rollback grpcroute": "missing argument",
+    "rollback nonsense x": 'kind "nonsense" is not known',
+    "rollback grpcroute x --to 0": "--to",
+    "rollback grpcroute x --timeout never": '--timeout: "never" is no duration',
     "up --listen nowhere": '--listen: "nowhere" is not HOST:PORT',
     "up --listen 192.0.2.1:0 --http 127.0.0.1:0": "cannot listen on 192.0.2.1:0",
     "up --listen 127.0.0.1:0 --store etcd://": "HOST:PORT",
@@ -169,6 +175,8 @@ def test_help_and_version_go_to_standard_output(shared: Mesh) -> None:
         "get",
         "delete",
         "diff",
+        "history",
+        "rollback",
         "status",
         "endpoints",
         "register",
@@ -188,6 +196,7 @@ def test_without_a_control_plane_commands_end_with_3_and_say_what_to_do(tmp_path
     commands = (
         ["status"], ["endpoints", "echo"], ["apply", "-f", str(file)], ["get", "all"], ["diff", "-f", str(file)],
         ["delete", "service", "echo"], ["deregister", "echo", "1.2.3.4:5"],
+        ["history", "service", "echo"], ["rollback", "service", "echo"],
     )  # fmt: skip
 
     def run(words: list[str]) -> subprocess.CompletedProcess[str]:
@@ -339,6 +348,58 @@ def test_a_stale_resource_version_is_not_overwritten(shared: Mesh) -> None:
     result = shared.remora("apply", "-f", "-", text=seen)
     assert result.code == 1 and "somebody else changed it" in result.err
     shared.remora("delete", "service", "raced")
+
+
+def test_a_resource_is_what_it_was_again(shared: Mesh, tmp_path: Path) -> None:
+    file = tmp_path / "route.yaml"
+
+    def apply(backend: str, *words: str) -> Result:
+        file.write_text(ROUTE.format(name="past", service="here", backend=backend))
+        return shared.remora("apply", "-f", str(file), *words)
+
+    assert apply("one").code == apply("two").code == 0
+    dry = apply("three", "--dry-run")
+    assert dry.out == "GRPCRoute default/past configured (dry run)\n"
+    assert '  spec.rules[0].backendRefs[0].name: "two" becomes "three"' in dry.err.splitlines()
+    difference = json.loads(shared.remora("diff", "-f", str(file), "-o", "json").out)["items"]
+    changes = [{"path": "spec.rules[0].backendRefs[0].name", "before": '"two"', "after": '"three"'}]
+    assert [(each["name"], each["outcome"], each["changes"]) for each in difference] == [
+        ("past", "configured", changes)
+    ]
+
+    def history() -> list[dict[str, Any]]:
+        shown: list[dict[str, Any]] = json.loads(shared.remora("history", "grpcroute", "past", "-o", "json").out)[
+            "revisions"
+        ]
+        return shown
+
+    second, first = history()
+    assert [each["resource"]["metadata"]["generation"] for each in (second, first)] == [2, 1]
+    assert first["by"] == second["by"] and "@" in first["by"]
+
+    dry = shared.remora("rollback", "grpcroute", "past", "--dry-run")
+    assert dry.out == f"GRPCRoute default/past rolled back to revision {first['revision']} (dry run)\n"
+    assert len(history()) == 2
+    done = shared.remora("rollback", "grpcroute", "past", "--to", str(first["revision"]), "--wait")
+    assert (done.code, done.out) == (0, f"GRPCRoute default/past rolled back to revision {first['revision']}\n")
+    assert '  spec.rules[0].backendRefs[0].name: "two" becomes "one"' in done.err.splitlines()
+    same = shared.remora("rollback", "grpcroute", "past", "--to", str(history()[0]["revision"]))
+    assert (same.code, same.out.split(" at ")[0]) == (0, "GRPCRoute default/past is as it was")
+
+    shared.remora("delete", "grpcroute", "past")
+    table = shared.remora("history", "grpcroute", "past").out.splitlines()
+    assert table[0].split() == ["REVISION", "GENERATION", "WHEN", "WHO", "WHAT", "CHANGED"]
+    assert " deleted " in table[1] and f" rolled back to {first['revision']} " in table[2]
+    back = shared.remora("rollback", "grpcroute", "past")
+    assert back.code == 0 and "one" in shared.remora("get", "grpcroute", "past", "-o", "yaml").out
+    for words in (
+        ["rollback", "grpcroute", "past", "--to", "999999"],
+        ["rollback", "service", "never"],
+        ["history", "service", "never"],
+    ):
+        nothing = shared.remora(*words)
+        assert nothing.code == 1 and is_plain(nothing), nothing
+    shared.remora("delete", "grpcroute", "past")
 
 
 # -- instances and state --------------------------------------------------------------------------------
