@@ -1,7 +1,8 @@
 """The barrier as an interceptor of an asyncio gRPC server: handlers are coroutines, their SQL runs in threads.
 
 No more local transactions are open than there are threads: whoever waits for a lock sits in a thread, and whoever holds that lock must
-still find one to finish.
+still find one to finish. A call that belongs to no transaction and does not use its local one waits for nobody, so health is answered however
+busy the database is.
 """
 
 import asyncio
@@ -32,9 +33,11 @@ _current: ContextVar["AioLocal"] = ContextVar("transactions_aio_local")
 class AioLocal:
     """The local transaction of the call that runs; commits when the handler returns, rolls back when it fails."""
 
-    def __init__(self, session: Session, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, session: Session, threads: ThreadPoolExecutor, slots: asyncio.Semaphore) -> None:
         self._session = session
         self._threads = threads
+        self._slots = slots
+        self._has_slot = False
 
     @property
     def call(self) -> BranchCall | None:
@@ -43,7 +46,24 @@ class AioLocal:
 
     async def run(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`work(connection, ...)` in a thread, within the transaction. One at a time."""
+        await self._begin()
         return await self._in_thread(lambda: work(self._session.connection, *args, **kwargs))
+
+    async def _begin(self) -> None:
+        if not self._has_slot:
+            await self._slots.acquire()
+            self._has_slot = True
+
+    async def _commit(self) -> None:
+        if self._has_slot:
+            await self._in_thread(self._session.commit)
+
+    async def _close(self) -> None:
+        if self._has_slot:
+            try:
+                await self._in_thread(self._session.close)
+            finally:
+                self._slots.release()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         running = asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -113,13 +133,14 @@ class AioBarrier(grpc.aio.ServerInterceptor):
     async def _settled(
         self, call: BranchCall | None, work: Callable[[Any], Awaitable[bytes]], context: Context
     ) -> Answer:
-        async with self._slots:
-            session = Session(self._engine, call)
-            local = AioLocal(session, self._threads)
-            try:
-                return await self._answer(session, local, work, context)
-            finally:
-                await local._in_thread(session.close)
+        session = Session(self._engine, call)
+        local = AioLocal(session, self._threads, self._slots)
+        try:
+            if call is not None:
+                await local._begin()
+            return await self._answer(session, local, work, context)
+        finally:
+            await local._close()
 
     async def _answer(
         self, session: Session, local: AioLocal, work: Callable[[Any], Awaitable[bytes]], context: Context
@@ -131,7 +152,11 @@ class AioBarrier(grpc.aio.ServerInterceptor):
             try:
                 reply = await work(held)
                 held.raise_for_code()
-                answer = await local._in_thread(lambda: session.leave(reply))
+                answer = (
+                    session.leave(reply)
+                    if session.call is None
+                    else await local._in_thread(lambda: session.leave(reply))
+                )
                 held.give_trailing_metadata()
             except Aborted as aborted:
                 if aborted.code is not grpc.StatusCode.ABORTED or session.call is None:
@@ -141,7 +166,7 @@ class AioBarrier(grpc.aio.ServerInterceptor):
                 answer = await local._in_thread(partial(session.refuse, refused))
             finally:
                 _current.reset(token)
-        await local._in_thread(session.commit)
+        await local._commit()
         return answer
 
 

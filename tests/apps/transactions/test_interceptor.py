@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from sqlalchemy import Connection, Engine, text
 
 from apps.transactions.barrier import AioBarrier, AioLocal, Barrier, core
@@ -28,6 +29,7 @@ async def aio_server(engine: Engine) -> AsyncIterator[str]:
     barrier = AioBarrier(engine)
     server = grpc.aio.server(interceptors=[barrier], options=[("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers((bank.AioHandlers(),))
+    health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     yield f"127.0.0.1:{port}"
@@ -136,6 +138,20 @@ async def test_a_locked_database_means_ask_again_and_never_roll_back(call: Calle
     assert await call("Move", Op.ACTION) == (grpc.StatusCode.OK, b'{"left": 70}')
 
 
+async def test_a_call_that_needs_no_database_is_answered_while_branches_wait_for_it(engine: Engine) -> None:
+    if engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL locks rows, not databases")
+    open_bank(engine, {"reader": 100})
+    async with aio_server(engine) as target, grpc.aio.insecure_channel(target) as channel:
+        with engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            branch = asyncio.create_task(Caller(channel)("Move", Op.ACTION))
+            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+            assert (answer.status, branch.done()) == (health_pb2.HealthCheckResponse.SERVING, False)
+            connection.rollback()
+        await branch
+
+
 @pytest.mark.parametrize(
     ("metadata", "code", "message"),
     [
@@ -190,7 +206,7 @@ async def test_a_caller_that_leaves_does_not_leave_a_transaction_open(engine: En
 async def test_a_call_that_is_cancelled_again_and_again_waits_for_its_thread(engine: Engine) -> None:
     started, release = threading.Event(), threading.Event()
     with ThreadPoolExecutor(1) as threads:
-        local = AioLocal(Session(engine, None), threads)
+        local = AioLocal(Session(engine, None), threads, asyncio.Semaphore(1))
 
         def work(connection: Connection) -> None:
             started.set()
