@@ -227,7 +227,8 @@ def _settle(
     if enforced >= 1.0 or (enforced > 0.0 and owner.worker.chance.random() < enforced):
         owner.stats.refused += 1
         retry_after_s = limiter.retry_after_s(now)
-        call.answer(owner.status, _sentence(owner.config, config, retry_after_s), "RL", 0, _push_back(retry_after_s))
+        fields = _push_back(retry_after_s) if owner.config.as_resource_exhausted and call.plan.decision.is_grpc else b""
+        call.answer(owner.status, _sentence(owner.config, config, retry_after_s), "RL", 0, fields)
         return False
     owner.stats.would_refuse += 1
     return True
@@ -251,10 +252,9 @@ def _push_back(seconds: float) -> bytes:
 
 def _told(limiter: Limiter, config: LimiterConfig, now: float) -> bytes:
     """Limit, rest, and seconds until more (Envoy: enable_x_ratelimit_headers, draft 03)."""
-    window = max(1, round(config.interval_s))
     return b"".join(
         (
-            headers.encode_field(b"x-ratelimit-limit", b"%d, %d;w=%d" % (config.requests, config.requests, window)),
+            headers.encode_field(b"x-ratelimit-limit", b"%d" % (config.burst or config.requests)),
             headers.encode_field(b"x-ratelimit-remaining", b"%d" % limiter.remaining(now)),
             headers.encode_field(b"x-ratelimit-reset", b"%d" % -int(-limiter.retry_after_s(now) // 1)),
         )

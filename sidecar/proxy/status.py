@@ -50,7 +50,6 @@ HTTP_OF_FLAG: Final = {
     "OM": 503,
 }
 """The HTTP status of an answer of the mesh's own, by Envoy's response flag."""
-_MARKS: Final = {"UO": b"x-envoy-overloaded", "RL": b"x-envoy-ratelimited"}
 _STATUS_OF_HTTP: Final = {
     400: Status.INTERNAL,
     401: Status.UNAUTHENTICATED,
@@ -83,9 +82,8 @@ def of_reset(code: int) -> Status:
 
 
 def _marks(flag: str) -> list[tuple[bytes, bytes]]:
-    """Tells a proxy on the way why another try would only add to the load (Envoy: router.v3, local_ratelimit.v3)."""
-    mark = _MARKS.get(flag)
-    return [(mark, b"true")] if mark is not None else []
+    """Tells a proxy on the way that another try would only add to the load (Envoy: router.v3)."""
+    return [(b"x-envoy-overloaded", b"true")] if flag == "UO" else []
 
 
 def trailers_only(status: Status, message: str, flag: str) -> bytes:

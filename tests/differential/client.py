@@ -37,6 +37,7 @@ RESPONSE_NOISE: Final = {
     "server": "name of the proxy",
     "date": "time of the answer",
     "x-envoy-upstream-service-time": "how long the upstream took; ours is in the metrics",
+    "grpc-retry-pushback-ms": "when a call that a rate limit refused with RESOURCE_EXHAUSTED may be tried again (gRFC A6)",
 }
 """The same for response headers."""
 OWN_TEXT: Final = ("grpc-message", "content-length")
