@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
 from random import random
 from time import monotonic
 from typing import Final
@@ -21,7 +22,9 @@ LONGEST_BACKOFF_S: Final = 5.0
 class Mirror:
     """Holds `state`; tells `on_change` after each swap, at most once per batch of events."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, has_identities: bool = True) -> None:
+        """Without `has_identities` the mesh is served as if it had no trust, whatever the store holds of it."""
+        self._has_identities = has_identities
         self.state = State()
         self.stale_since: float | None = None
         """Monotonic seconds since when the store cannot be watched; None while it can."""
@@ -68,8 +71,9 @@ class Mirror:
         listing = await self._store.range(keys.ROOT)
         resources = [item for item in listing.items if item.key.startswith(keys.RESOURCES)]
         instances = [item for item in listing.items if item.key.startswith(keys.INSTANCES)]
+        trust = [item for item in listing.items if item.key == keys.TRUST]
         self.stale_since = None
-        await self._swap(state.load(resources, instances, listing.revision))
+        await self._swap(state.load(resources, instances, listing.revision, trust))
         self.is_loaded.set()
 
     async def _follow(self) -> None:
@@ -78,7 +82,7 @@ class Mirror:
                 await self._swap(state.advance(self.state, batch))
 
     async def _swap(self, fresh: State) -> None:
-        self.state = fresh
+        self.state = fresh = fresh if self._has_identities else replace(fresh, trust=None)
         for listener in self._listeners:
             listener(fresh)
         async with self._changed:

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from control_plane.registry import keys
 from control_plane.resources import kinds
 from control_plane.store.contract import Event, EventType, KeyValue
-from proto.mesh.v1 import api_pb2, service_pb2
+from proto.mesh.v1 import api_pb2, identity_pb2, service_pb2
 
 log = logging.getLogger("remora.registry")
 
@@ -30,6 +30,8 @@ class State:
     """By key in the store."""
     instances: Mapping[bytes, service_pb2.Instance] = field(default_factory=dict)
     """By key in the store."""
+    trust: identity_pb2.Trust | None = None
+    """Whom the mesh trusts; None for a mesh without identities."""
     changed: frozenset[bytes] | None = field(default=None, compare=False)
     """Keys that may differ from the state before; None if that is not known."""
 
@@ -106,9 +108,24 @@ def key_of(resource: api_pb2.Resource) -> bytes:
     return keys.resource(kinds.of(resource).name, metadata.namespace or kinds.DEFAULT_NAMESPACE, metadata.name)
 
 
-def load(resources: Iterable[KeyValue], instances: Iterable[KeyValue], revision: int) -> State:
+def read_trust(item: KeyValue) -> identity_pb2.Trust:
+    """The mesh's trust from its stored form. Raises Unreadable."""
+    try:
+        return identity_pb2.Trust.FromString(item.value)
+    except DecodeError:
+        raise Unreadable(f"what is stored as {_shown(item.key)} is no trust") from None
+
+
+def load(
+    resources: Iterable[KeyValue], instances: Iterable[KeyValue], revision: int, trust: Iterable[KeyValue] = ()
+) -> State:
     """A state from a whole listing."""
-    return State(revision, dict(_readable(resources, read)), dict(_readable(instances, read_instance)))
+    return State(
+        revision,
+        dict(_readable(resources, read)),
+        dict(_readable(instances, read_instance)),
+        dict(_readable(trust, read_trust)).get(keys.TRUST),
+    )
 
 
 def _readable(items: Iterable[KeyValue], parse: Callable[[KeyValue], T]) -> Iterator[tuple[bytes, T]]:
@@ -127,7 +144,7 @@ def _shown(key: bytes) -> str:
 def advance(state: State, events: Iterable[Event]) -> State:
     """The state after some events of the store."""
     resources, instances = dict(state.resources), dict(state.instances)
-    revision, changed = state.revision, set()
+    revision, changed, trust = state.revision, set(), state.trust
     for event in events:
         revision = event.revision
         changed.add(event.key)
@@ -137,7 +154,9 @@ def advance(state: State, events: Iterable[Event]) -> State:
         elif event.key.startswith(keys.INSTANCES):
             instances.pop(event.key, None)
             instances.update(_readable(_put(event), read_instance))
-    return State(revision, resources, instances, frozenset(changed))
+        elif event.key == keys.TRUST:
+            trust = dict(_readable(_put(event), read_trust)).get(event.key)
+    return State(revision, resources, instances, trust, frozenset(changed))
 
 
 def _put(event: Event) -> list[KeyValue]:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from proto.mesh.v1 import api_pb2
+from proto.mesh.v1 import api_pb2, identity_pb2
 from tests.control_plane.plane import Plane
 from tests.tools import need
 
@@ -16,6 +16,7 @@ SERVICES: Final = [
     "envoy.service.discovery.v3.AggregatedDiscoveryService",
     "grpc.health.v1.Health",
     "grpc.reflection.v1alpha.ServerReflection",
+    "remora.mesh.v1.Identity",
     "remora.mesh.v1.Mesh",
     "remora.mesh.v1.Registry",
     "remora.mesh.v1.Resources",
@@ -47,7 +48,8 @@ async def call(plane: Plane, method: str, request: object) -> Any:
 async def test_everything_is_listed(plane: Plane) -> None:
     code, output = await grpcurl(plane.address, "list")
     assert (code, output.split()) == (0, SERVICES)
-    for service in api_pb2.DESCRIPTOR.services_by_name.values():
+    ours = (*api_pb2.DESCRIPTOR.services_by_name.values(), *identity_pb2.DESCRIPTOR.services_by_name.values())
+    for service in ours:
         code, output = await grpcurl(plane.address, "list", service.full_name)
         assert (code, output.split()) == (0, sorted(method.full_name for method in service.methods))
 
