@@ -27,17 +27,17 @@ EXIT_BAD_INPUT: Final = 2
 log = logging.getLogger("remora.sidecar")
 
 
-def main(config_path: str) -> int:
-    """Run until SIGTERM or SIGINT; returns the exit code."""
+def main(config_path: str, snapshot_path: str | None = None) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code. `snapshot_path` is where the last good configuration is kept."""
     try:
         bootstrap = load(Path(config_path))
     except ConfigError as error:
         print(f"remora sidecar: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    return uvloop.run(_serve(bootstrap))
+    return uvloop.run(_serve(bootstrap, Path(snapshot_path).absolute() if snapshot_path else None))
 
 
-async def _serve(bootstrap: Bootstrap) -> int:
+async def _serve(bootstrap: Bootstrap, snapshot: Path | None) -> int:
     loop = asyncio.get_running_loop()
     stats = Stats()
     worker = Worker(loop, stats)
@@ -51,6 +51,11 @@ async def _serve(bootstrap: Bootstrap) -> int:
     except ListenError as error:
         print(f"remora sidecar: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    keeper = None
+    if snapshot is not None and bootstrap.ads:
+        from sidecar.xds.keeper import Keeper
+
+        keeper = Keeper(snapshot, bootstrap.node, lambda: bool(stats.control_plane_connected))
     admin = None
     if bootstrap.admin is not None:
         # Imported here: a sidecar without an admin endpoint does not pay for prometheus-client.
@@ -60,17 +65,21 @@ async def _serve(bootstrap: Bootstrap) -> int:
             return asyncio.run_coroutine_threadsafe(proxy.drain_inbound(DRAIN_TIMEOUT_S), loop).result()
 
         admin = Admin(stats, is_ready.is_set, lambda: proxy.configuration, drain_inbound)
+        if keeper is not None:
+            from sidecar.xds.keeper import KeeperCollector
+
+            admin.show_snapshot(keeper.shown, KeeperCollector(keeper))
         try:
             admin.start(*bootstrap.admin)
         except AdminError as error:
             print(f"remora sidecar: {error}", file=sys.stderr)
             return EXIT_BAD_INPUT
     client = None
-    if bootstrap.ads is not None:
+    if bootstrap.ads:
         # Imported here: a sidecar with a static configuration does not pay for grpc.
         from sidecar.xds.client import AdsClient
 
-        client = asyncio.create_task(AdsClient(bootstrap, proxy, stats, is_ready).run())
+        client = asyncio.create_task(AdsClient(bootstrap, proxy, stats, is_ready, keeper).run())
     else:
         is_ready.set()
     await stop.wait()

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from sidecar.telemetry.metrics import StatsCollector
 from sidecar.telemetry.stats import Stats
@@ -25,7 +26,7 @@ class AdminError(Exception):
 
 
 class Admin:
-    """Serves /ready, /metrics, /stats/prometheus, /config_dump, and POST /drain_listeners.
+    """Serves /ready, /metrics, /stats/prometheus, /config_dump, /snapshot, and POST /drain_listeners.
 
     `drain_inbound` is called in the admin thread; it returns when the inbound calls are over: True if all finished.
     """
@@ -44,7 +45,13 @@ class Admin:
         self._is_ready = is_ready
         self._configuration = configuration
         self._drain_inbound = drain_inbound
+        self._snapshot: Callable[[], dict[str, Any]] | None = None
         self._server: ThreadingHTTPServer | None = None
+
+    def show_snapshot(self, snapshot: Callable[[], dict[str, Any]], metrics: Collector) -> None:
+        """Show the configuration that is kept on disk too; before `start`."""
+        self._snapshot = snapshot
+        self._registry.register(metrics)
 
     def start(self, host: str, port: int) -> None:
         """Listen. Raises AdminError."""
@@ -87,7 +94,11 @@ class Admin:
         if path == "/config_dump":
             text = json.dumps(asdict(self._configuration()), indent=2, default=_plain)
             return 200, "application/json", text.encode()
-        return 404, "text/plain", b"known paths: /ready /metrics /stats/prometheus /config_dump\n"
+        if path == "/snapshot":
+            if self._snapshot is None:
+                return 404, "text/plain", b"no configuration is kept on disk: --snapshot says where\n"
+            return 200, "application/json", json.dumps(self._snapshot(), indent=2).encode()
+        return 404, "text/plain", b"known paths: /ready /metrics /stats/prometheus /config_dump /snapshot\n"
 
     def command(self, path: str) -> tuple[int, str, bytes]:
         """Do what a POST asks for."""

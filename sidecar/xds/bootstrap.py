@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from envoy.config.bootstrap.v3 import bootstrap_pb2
+from envoy.config.cluster.v3 import cluster_pb2
 from google.protobuf import json_format
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -25,8 +26,8 @@ class Bootstrap:
     """From `static_resources`."""
     admin: tuple[str, int] | None
     """Where the admin endpoint listens; None for nowhere."""
-    ads: tuple[str, int] | None
-    """HOST, PORT of the control plane; None if the configuration is all static."""
+    ads: tuple[tuple[str, int], ...]
+    """HOST, PORT of every control plane that can be asked; empty if the configuration is all static."""
     limits: Limits
     """From `layered_runtime`."""
     node: bytes
@@ -74,10 +75,14 @@ def parse(document: dict[str, Any]) -> Bootstrap:
         raise ConfigError("", f"{' '.join(str(error).split())} (RMR0122)") from None
     refuse_unsupported(message)
     static = message.static_resources
-    ads = _control_plane(message)
+    steering = _control_plane(message)
+    ads = _endpoints(steering) if steering is not None else ()
     configuration = Configuration(
         listeners=tuple(convert.listener(item) for item in static.listeners),
-        clusters=tuple(convert.cluster(item) for item in static.clusters),
+        # A control plane that is found by DNS is found by gRPC; calls cannot be routed to it.
+        clusters=tuple(
+            convert.cluster(item) for item in static.clusters if item is not steering or not _is_by_dns(item)
+        ),
     )
     _check_routes(configuration)
     return Bootstrap(
@@ -87,7 +92,7 @@ def parse(document: dict[str, Any]) -> Bootstrap:
         else None,
         ads=ads,
         limits=runtime.limits(message.layered_runtime),
-        node=message.node.SerializeToString(),
+        node=message.node.SerializeToString(deterministic=True),
     )
 
 
@@ -107,8 +112,8 @@ def _check_routes(configuration: Configuration) -> None:
                 )
 
 
-def _control_plane(message: Any) -> tuple[str, int] | None:
-    """Where ADS is served: the one endpoint of the cluster that `ads_config` names."""
+def _control_plane(message: Any) -> Any:
+    """The cluster that `ads_config` names, whose endpoints are the control planes; None if there is no `dynamic_resources`."""
     if not message.HasField("dynamic_resources"):
         return None
     dynamic = message.dynamic_resources
@@ -120,8 +125,21 @@ def _control_plane(message: Any) -> tuple[str, int] | None:
             raise ConfigError(f"dynamic_resources.{field}", "`ads: {}` is needed (RMR0123)")
     name = dynamic.ads_config.grpc_services[0].envoy_grpc.cluster_name
     for cluster in message.static_resources.clusters:
-        if cluster.name == name:
-            endpoints = convert.cluster(cluster).endpoints
-            if endpoints:
-                return endpoints[0].host, endpoints[0].port
+        if cluster.name == name and _endpoints(cluster):
+            return cluster
     raise ConfigError(f"{path}.grpc_services[0]", f'static cluster "{name}" with an endpoint is needed (RMR0123)')
+
+
+def _is_by_dns(cluster: Any) -> bool:
+    return bool(cluster.type == cluster_pb2.Cluster.STRICT_DNS)
+
+
+def _endpoints(cluster: Any) -> tuple[tuple[str, int], ...]:
+    if not _is_by_dns(cluster):
+        return tuple((endpoint.host, endpoint.port) for endpoint in convert.cluster(cluster).endpoints)
+    sockets = [
+        item.endpoint.address.socket_address
+        for locality in cluster.load_assignment.endpoints
+        for item in locality.lb_endpoints
+    ]
+    return tuple((socket.address, socket.port_value) for socket in sockets if socket.address)

@@ -1,19 +1,23 @@
 """The ADS client: keeps the proxy at what the control plane says (xDS v3, state of the world).
 
 Resources are accepted or refused as a whole response, as the protocol wants; what was accepted last stays in force until something
-better comes, also while the control plane is away.
+better comes, also while the control plane is away. It is kept on disk too (`keeper`): a process that starts and gets nothing from a
+control plane within two seconds goes by what is kept there.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from random import Random
 from typing import Any, Final
 
+import grpc
 import grpc.aio
 from envoy.config.core.v3 import base_pb2
 from envoy.service.discovery.v3 import discovery_pb2
+from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
@@ -23,6 +27,8 @@ from sidecar.proxy.proxy import Proxy
 from sidecar.telemetry.stats import Stats
 from sidecar.xds import convert
 from sidecar.xds.bootstrap import Bootstrap
+from sidecar.xds.keeper import Keeper
+from sidecar.xds.snapshot import Part, Snapshot
 from sidecar.xds.supported import ConfigError, unpack
 
 log = logging.getLogger("remora.xds")
@@ -36,6 +42,10 @@ ROUTES: Final = _PREFIX + "route.v3.RouteConfiguration"
 FIRST_BACKOFF_S: Final = 0.2
 LONGEST_BACKOFF_S: Final = 5.0
 """Waits between tries double from the first to the longest, times 0.5 to 1.5 by chance."""
+CONNECT_S: Final = 3.0
+"""A control plane that takes the connection and says nothing is left after so long."""
+KEPT_AFTER_S: Final = 2.0
+"""What is kept on disk is used if nothing has come so long after the start; at once when a control plane cannot be reached."""
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 KEEPALIVE: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -66,6 +76,15 @@ _CONVERTERS: Final[dict[str, Callable[[Any], Any]]] = {
 }
 
 
+async def _connected(channel: grpc.aio.Channel) -> None:
+    """Returns when the connection stands, or has failed; then the first call says why. Raises TimeoutError."""
+    async with asyncio.timeout(CONNECT_S):
+        state = channel.get_state(try_to_connect=True)
+        while state in (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING):
+            await channel.wait_for_state_change(state)
+            state = channel.get_state(try_to_connect=True)
+
+
 @dataclass(slots=True)
 class _Subscription:
     """One type of resource: what is asked for, what is in force."""
@@ -83,9 +102,11 @@ class _Subscription:
 class AdsClient:
     """One stream at a time to the control plane; `run` never ends by itself."""
 
-    def __init__(self, bootstrap: Bootstrap, proxy: Proxy, stats: Stats, is_ready: asyncio.Event) -> None:
-        assert bootstrap.ads is not None
-        self._target = f"{bootstrap.ads[0]}:{bootstrap.ads[1]}"
+    def __init__(
+        self, bootstrap: Bootstrap, proxy: Proxy, stats: Stats, is_ready: asyncio.Event, keeper: Keeper | None = None
+    ) -> None:
+        assert bootstrap.ads
+        self._targets = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in bootstrap.ads]
         node = base_pb2.Node()
         node.ParseFromString(bootstrap.node)
         node.user_agent_name = "remora"
@@ -95,28 +116,125 @@ class AdsClient:
         self._proxy = proxy
         self._stats = stats
         self._is_ready = is_ready
+        self._keeper = keeper
+        self._changing = asyncio.Lock()
+        self._has_looked = False
+        """At what is kept on disk."""
+        self._is_open = False
         self._chance = Random()
+        self._chance.shuffle(self._targets)  # so that sidecars spread over the control planes
         self._types = {url: _Subscription(url) for url in (CLUSTER, ENDPOINTS, LISTENER, ROUTES)}
         self._requests: asyncio.Queue[Any] = asyncio.Queue()
 
     async def run(self) -> None:
-        """Connect, follow, connect again."""
+        """Connect, follow, connect again: to the next control plane, if there are several."""
+        background = [asyncio.create_task(work) for work in self._background()]
+        try:
+            await self._run()
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+
+    def _background(self) -> list[Coroutine[Any, Any, None]]:
+        return [self._keeper.run(), self._use_kept_in_time()] if self._keeper is not None else []
+
+    async def _run(self) -> None:
         failures = 0
         while True:
+            target = self._targets[0]
             try:
-                async with grpc.aio.insecure_channel(self._target, options=list(KEEPALIVE)) as channel:
+                async with grpc.aio.insecure_channel(target, options=list(KEEPALIVE)) as channel:
+                    await _connected(channel)
                     await self._follow(channel)
                 failures = 0
+            except TimeoutError:
+                failures += 1
+                log.warning("control plane %s: no connection within %g s", target, CONNECT_S)
             except grpc.aio.AioRpcError as error:
                 failures = 0 if self._stats.control_plane_connected else failures + 1
-                log.warning("control plane %s: %s %s", self._target, error.code().name, error.details())
+                log.warning("control plane %s: %s %s", target, error.code().name, error.details())
+            finally:
+                self._is_open = False
             self._stats.control_plane_connected = 0
-            wait = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures, 10))
+            if failures >= len(self._targets):
+                await self._use_kept()
+            self._targets.append(self._targets.pop(0))
+            # The longer wait begins when none of them can be reached.
+            rounds = failures // len(self._targets)
+            wait = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(rounds, 10))
             await asyncio.sleep(wait * (0.5 + self._chance.random()))
+
+    # -- what is kept on disk -------------------------------------------------------------------------
+
+    async def _use_kept_in_time(self) -> None:
+        await asyncio.sleep(KEPT_AFTER_S)
+        if not any(subscription.version for subscription in self._types.values()):
+            await self._use_kept()
+
+    async def _use_kept(self) -> None:
+        """Go by what is kept on disk, if there is nothing in force yet. Versions are not taken over: they are of the control
+        plane of that time, and another one may count the same number for something else."""
+        if self._keeper is None:
+            return
+        async with self._changing:
+            if self._is_ready.is_set() or self._has_looked:
+                return
+            self._has_looked = True
+            found = await self._keeper.restore()
+            if found is None:
+                return
+            before = self._in_force()
+            try:
+                self._take_over(found)
+                await self._proxy.apply(self._configuration())
+            except (ConfigError, ListenError) as error:
+                self._put_back(before)
+                self._name_again()
+                self._keeper.refuse(str(error))
+                return
+            self._keeper.is_in_force = True
+            log.warning(
+                "no control plane answers yet: going by the configuration of %s, known to be current until %d s ago",
+                datetime.fromtimestamp(found.saved_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+                self._keeper.age_s,
+            )
+            if self._is_open:
+                for url in (ENDPOINTS, ROUTES):
+                    if self._types[url].names:
+                        self._ask(self._types[url])
+            self._is_ready.set()
+
+    def _take_over(self, found: Snapshot) -> None:
+        for each in self._types.values():
+            each.version = ""
+        for part in found.parts:
+            subscription = self._types.get(part.type_url)
+            if subscription is None:
+                raise ConfigError("", f"{part.type_url} is not supported")
+            subscription.resources = self._read(
+                subscription, [any_pb2.Any(type_url=part.type_url, value=data) for data in part.resources]
+            )
+        self._name_again()
+        self._trim()
+
+    def _name_again(self) -> None:
+        for parent, child in ((CLUSTER, ENDPOINTS), (LISTENER, ROUTES)):
+            self._types[child].names = self._wanted(parent)
+
+    def _parts(self) -> tuple[Part, ...]:
+        """What is in force, to be kept."""
+        return tuple(
+            Part(each.type_url, each.version, tuple(data for data, _ in each.resources.values()))
+            for each in self._types.values()
+        )
+
+    # -- one stream -----------------------------------------------------------------------------------
 
     async def _follow(self, channel: grpc.aio.Channel) -> None:
         """One stream, until it ends."""
         self._requests = asyncio.Queue()
+        self._is_open = True
         for subscription in self._types.values():
             subscription.nonce = ""
             subscription.is_asked = False
@@ -132,7 +250,8 @@ class AdsClient:
                 self._ask(self._types[url])
         async for response in call:
             self._stats.control_plane_connected = 1
-            await self._on_response(response)
+            async with self._changing:
+                await self._on_response(response)
 
     async def _outgoing(self) -> AsyncIterator[Any]:
         while True:
@@ -160,7 +279,7 @@ class AdsClient:
         if subscription is None:
             return
         subscription.nonce = response.nonce
-        before = {url: each.resources for url, each in self._types.items()}
+        before = self._in_force()
         try:
             fresh = self._read(subscription, response.resources)
             # CDS and LDS hold the whole world; EDS and RDS may be partial.
@@ -169,8 +288,7 @@ class AdsClient:
             self._trim()
             await self._proxy.apply(self._configuration())
         except (ConfigError, ListenError) as error:
-            for url, resources in before.items():
-                self._types[url].resources = resources
+            self._put_back(before)
             self._stats.config_rejected += 1
             log.error("refused %s version %s: %s", response.type_url, response.version_info, error)
             self._ask(subscription, str(error))
@@ -181,6 +299,15 @@ class AdsClient:
         self._follow_names(LISTENER, ROUTES)
         if self._is_complete():
             self._is_ready.set()
+            if self._keeper is not None:
+                self._keeper.keep(self._parts)
+
+    def _in_force(self) -> dict[str, dict[str, tuple[bytes, Any]]]:
+        return {url: each.resources for url, each in self._types.items()}
+
+    def _put_back(self, before: dict[str, dict[str, tuple[bytes, Any]]]) -> None:
+        for url, resources in before.items():
+            self._types[url].resources = resources
 
     def _read(self, subscription: _Subscription, packed: Iterable[Any]) -> dict[str, tuple[bytes, Any]]:
         """Convert what changed. Raises ConfigError with every fault."""

@@ -358,12 +358,25 @@ def test_routes(tmp_path: Path) -> None:
     )
 
 
+def test_control_planes_may_be_named_by_dns_and_calls_cannot_be_sent_there(tmp_path: Path) -> None:
+    asked = document(tmp_path)
+    name = asked["dynamic_resources"]["ads_config"]["grpc_services"][0]["envoy_grpc"]["cluster_name"]
+    [steering] = [each for each in asked["static_resources"]["clusters"] if each["name"] == name]
+    steering["type"] = "STRICT_DNS"
+    lb_endpoints = steering["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    address = {"socket_address": {"address": "control.mesh", "port_value": 1}}
+    lb_endpoints.append({"endpoint": {"address": address}})
+    bootstrap = parse(asked)
+    assert bootstrap.ads == (("127.0.0.1", 15010), ("control.mesh", 1))
+    assert name not in {cluster.name for cluster in bootstrap.configuration.clusters}
+
+
 def test_the_rest_of_a_bootstrap(tmp_path: Path) -> None:
     bootstrap = parse(document(tmp_path))
     assert bootstrap.admin == ("127.0.0.1", 9901)
-    assert bootstrap.ads == ("127.0.0.1", 15010)
+    assert bootstrap.ads == (("127.0.0.1", 15010),)
     assert b"orders-1" in bootstrap.node
-    assert parse({}).ads is None and parse({}).admin is None
+    assert parse({}).ads == () and parse({}).admin is None
 
 
 @pytest.mark.parametrize("enabled", [True, False, None])
