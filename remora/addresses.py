@@ -3,6 +3,7 @@
 import re
 from typing import Final
 
+MAX_SERVERS: Final = 16
 LONGEST_S: Final = 1000 * 3600.0
 SHORTEST_LEASE_S: Final = 5.0
 LONGEST_LEASE_S: Final = 3600.0
@@ -21,6 +22,16 @@ def host_port(text: str, option: str) -> tuple[str, int]:
     if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise UsageError(f'{option}: "{text}" is not HOST:PORT, such as 127.0.0.1:15010')
     return host, int(port)
+
+
+def servers(text: str, option: str) -> tuple[tuple[str, int], ...]:
+    """Split HOST:PORT[,HOST:PORT…]: replicas of one control plane, any of which will do. Raises UsageError."""
+    found = tuple(host_port(part.strip(), option) for part in text.split(","))
+    if len(set(found)) != len(found):
+        raise UsageError(f"{option}: one address stands twice in {text}")
+    if len(found) > MAX_SERVERS:
+        raise UsageError(f"{option}: {len(found)} addresses; at most {MAX_SERVERS} are taken")
+    return found
 
 
 def seconds(text: str, option: str) -> float:

@@ -22,10 +22,14 @@ def main() -> NoReturn:
         signal.signal(signal.SIGINT, _interrupted)  # while modules load there is nothing to clean up
     environment.prepare()
     words = sys.argv[1:]
-    if len(words) == 3 and words[0] == "sidecar" and words[1] in ("-c", "--config"):
-        from remora.sidecar import main as sidecar
+    if words[:1] == ["sidecar"] and len(words) in (3, 5):
+        options = dict(zip(words[1::2], words[2::2], strict=True))
+        config = options.pop("-c", None) or options.pop("--config", None)
+        snapshot = options.pop("--snapshot", None)
+        if config and not options:
+            from remora.sidecar import main as sidecar
 
-        sys.exit(sidecar(words[2]))
+            sys.exit(sidecar(config, snapshot))
     sys.exit(_run())
 
 

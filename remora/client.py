@@ -1,6 +1,8 @@
 """The control plane as the commands see it: its API over gRPC, its errors as sentences with exit codes."""
 
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from time import monotonic
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
@@ -8,11 +10,13 @@ import grpc
 
 from proto.mesh.v1 import api_pb2_grpc
 from remora import exits
-from remora.addresses import host_port
+from remora.addresses import servers
 from remora.commands.failure import Failure
 
 T = TypeVar("T")
 CALL_TIMEOUT_S: Final = 10.0
+CONNECT_S: Final = 2.0
+"""How long to try a replica if there is another."""
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 _EXITS: Final = {
     grpc.StatusCode.INVALID_ARGUMENT: exits.BAD_INPUT,
@@ -25,17 +29,42 @@ _BROKEN_OFF: Final = ("Socket closed", "recvmsg:", "sendmsg:", "Stream removed",
 _NO_ANSWER: Final = "Deadline Exceeded"
 
 
+def _channel(address: str) -> grpc.Channel:
+    options = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
+    return grpc.insecure_channel(address, options=options)
+
+
+def _is_reached(channel: grpc.Channel) -> bool:
+    """True once connected; False if that fails, or takes too long."""
+    states: SimpleQueue[grpc.ChannelConnectivity] = SimpleQueue()
+    channel.subscribe(states.put, try_to_connect=True)
+    end = monotonic() + CONNECT_S
+    try:
+        while True:
+            state = states.get(timeout=max(0.0, end - monotonic()))
+            if state is grpc.ChannelConnectivity.READY:
+                return True
+            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                return False
+    except Empty:
+        return False
+    finally:
+        channel.unsubscribe(states.put)
+
+
 class ControlPlane:
     """A connection to a control plane; used as a context manager."""
 
     def __init__(self, server: str) -> None:
-        """Raises UsageError. Nothing is connected before the first call."""
-        host_port(server, "--server")
+        """HOST:PORT[,HOST:PORT…]: the first that can be reached is asked. Raises UsageError."""
         self._server = server
-        self._channel = grpc.insecure_channel(
-            server,
-            options=[("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)],
-        )
+        addresses = [f"{host}:{port}" for host, port in servers(server, "--server")]
+        self._channel = _channel(addresses[0])
+        for address in addresses[1:]:
+            if _is_reached(self._channel):
+                break
+            self._channel.close()
+            self._channel = _channel(address)
         self.resources = api_pb2_grpc.ResourcesStub(self._channel)
         self.registry = api_pb2_grpc.RegistryStub(self._channel)
         self.mesh = api_pb2_grpc.MeshStub(self._channel)

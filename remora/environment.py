@@ -1,11 +1,17 @@
 """The environment of our own process, and the one that programs inherit from us: as the user set it."""
 
 import os
+from pathlib import Path
 from typing import Final
 
 _OURS: Final = {"GRPC_VERBOSITY": "NONE"}
 """gRPC's core tells of every fork, and of every port that is taken, on standard error; what matters of it we say ourselves."""
 _set: list[str] = []
+
+
+def state_directory() -> Path:
+    """Where what outlives a process is kept."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "remora"
 
 
 def prepare() -> None:

@@ -1,24 +1,21 @@
 """`remora up`: the control plane in the foreground."""
 
 import asyncio
-import os
 import signal
 import sys
-from pathlib import Path
 
 import uvloop
 
 from control_plane.api.server import CannotListen, running
 from control_plane.store import shown
 from control_plane.store.contract import BadTarget, StoreError
-from remora import exits
+from remora import environment, exits
 from remora.addresses import host_port
 
 
 def default_store() -> str:
     """Where the embedded store is if nobody says otherwise."""
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return str(Path(base) / "remora" / "store")
+    return str(environment.state_directory() / "store")
 
 
 def run(listen: str, store: str | None, http: str) -> int:

@@ -1,6 +1,7 @@
 """Questions to a data plane's admin endpoint: the few that Envoy and our sidecar answer alike."""
 
 import asyncio
+import json
 import urllib.error
 import urllib.request
 from typing import Final
@@ -26,6 +27,13 @@ async def ask(
     """HTTP status and body; status 0 if there was no answer."""
     url = f"http://{address[0]}:{address[1]}{path}"
     return await asyncio.to_thread(_fetch, url, method, timeout_s)
+
+
+async def snapshot_age(address: tuple[str, int]) -> float | None:
+    """Seconds since the configuration was known to be current, if it is the one that our sidecar kept on disk; else None."""
+    status, text = await ask(address, "/snapshot")
+    kept = json.loads(text) if status == 200 else {}
+    return float(kept["ageS"]) if kept.get("isInForce") else None
 
 
 async def is_ready(address: tuple[str, int]) -> bool:

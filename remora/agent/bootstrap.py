@@ -1,7 +1,8 @@
 """The bootstrap of a data plane: Envoy's v3 file, the same for our sidecar and for Envoy; JSON for gRPC's own client."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any, Final
 
 _TYPE = "type.googleapis.com/envoy.extensions."
@@ -15,7 +16,8 @@ class NodeSpec:
     service: str
     namespace: str
     version: str
-    control_plane: tuple[str, int]
+    control_planes: tuple[tuple[str, int], ...]
+    """Replicas, of which any will do."""
     inbound: tuple[str, int]
     """Where callers reach the instance; port 0 for none."""
     app: tuple[str, int]
@@ -45,8 +47,18 @@ def node(spec: NodeSpec) -> dict[str, Any]:
     }
 
 
+def _discovery(addresses: Iterable[tuple[str, int]]) -> str:
+    """How Envoy is to find these: a STATIC cluster takes IP addresses only."""
+    try:
+        for host, _ in addresses:
+            ip_address(host.strip("[]"))
+    except ValueError:
+        return "STRICT_DNS"
+    return "STATIC"
+
+
 def _address(where: tuple[str, int]) -> dict[str, Any]:
-    return {"socket_address": {"address": where[0], "port_value": where[1]}}
+    return {"socket_address": {"address": where[0].strip("[]"), "port_value": where[1]}}
 
 
 def envoy(spec: NodeSpec) -> dict[str, Any]:
@@ -74,7 +86,7 @@ def envoy(spec: NodeSpec) -> dict[str, Any]:
             "clusters": [
                 {
                     "name": "control_plane",
-                    "type": "STATIC",
+                    "type": _discovery(spec.control_planes),
                     "connect_timeout": "1s",
                     "typed_extension_protocol_options": {
                         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
@@ -84,7 +96,13 @@ def envoy(spec: NodeSpec) -> dict[str, Any]:
                     },
                     "load_assignment": {
                         "cluster_name": "control_plane",
-                        "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(spec.control_plane)}}]}],
+                        "endpoints": [
+                            {
+                                "lb_endpoints": [
+                                    {"endpoint": {"address": _address(each)}} for each in spec.control_planes
+                                ]
+                            }
+                        ],
                     },
                 }
             ]
@@ -97,10 +115,11 @@ def grpc(spec: NodeSpec) -> dict[str, Any]:
     return {
         "xds_servers": [
             {
-                "server_uri": f"{spec.control_plane[0]}:{spec.control_plane[1]}",
+                "server_uri": f"{host}:{port}",
                 "channel_creds": [{"type": "insecure"}],
                 "server_features": ["xds_v3"],
             }
+            for host, port in spec.control_planes  # gRPC goes through them in order (gRFC A71)
         ],
         "node": {
             "id": spec.node_id,

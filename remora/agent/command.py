@@ -56,7 +56,8 @@ class RunSpec:
     namespace: str
     version: str
     engine: str
-    server: tuple[str, int]
+    servers: tuple[tuple[str, int], ...]
+    """Replicas of the control plane, of which any will do."""
     command: tuple[str, ...]
     port: int = 0
     """The program's port; 0 picks a free one."""
@@ -70,10 +71,10 @@ def say(text: str) -> None:
     print(f"remora run: {text}", file=sys.stderr, flush=True)
 
 
-def engine_command(engine: str, bootstrap: Path) -> list[str]:
+def engine_command(engine: str, bootstrap: Path, snapshot: Path) -> list[str]:
     """How an engine is started. Raises UsageError if it is not installed."""
     if engine == "remora":
-        return [sys.executable, "-m", "remora", "sidecar", "-c", str(bootstrap)]
+        return [sys.executable, "-m", "remora", "sidecar", "-c", str(bootstrap), "--snapshot", str(snapshot)]
     try:
         import envoy as package
     except ImportError:
@@ -111,7 +112,11 @@ class Agent:
 
     def __init__(self, spec: RunSpec, directory: Path) -> None:
         self._spec = spec
-        inbound, outbound, app, admin_port = ports.free(4)
+        # An instance with a name comes back: then its sidecar's last good configuration fits, which names its ports.
+        named = f"{spec.service}.{spec.namespace}~{spec.instance_id}"
+        kept = environment.state_directory() / "instances" / named if spec.instance_id else directory
+        inbound, outbound, app, admin_port = ports.kept(kept / "ports", 4)
+        self._snapshot = kept / "snapshot"
         self._app_port = spec.port or app
         self._id = spec.instance_id or f"{spec.service}-{secrets.token_hex(4)}"
         self._node = NodeSpec(
@@ -119,7 +124,7 @@ class Agent:
             service=spec.service,
             namespace=spec.namespace,
             version=spec.version,
-            control_plane=spec.server,
+            control_planes=spec.servers,
             inbound=(LOOPBACK, inbound),
             app=(LOOPBACK, self._app_port),
             outbound=(LOOPBACK, outbound),
@@ -149,7 +154,7 @@ class Agent:
     # -- the engine ---------------------------------------------------------------------------------
 
     async def _start_engine(self) -> asyncio.subprocess.Process:
-        command = engine_command(self._spec.engine, self._bootstrap)
+        command = engine_command(self._spec.engine, self._bootstrap, self._snapshot)
         self._engine = await child.start(
             command,
             os.environ,
@@ -175,7 +180,7 @@ class Agent:
         loop = asyncio.get_running_loop()
         start = loop.time()
         has_said = False
-        host, port = self._spec.server
+        where = _joined(self._spec.servers)
         while not await admin.is_ready(self._node.admin):
             if keeper.done():
                 keeper.result()
@@ -186,13 +191,16 @@ class Agent:
             waited = loop.time() - start
             if waited > SAY_WAITING_AFTER_S and not has_said:
                 has_said = True
-                say(f"waiting for the control plane at {host}:{port}")
+                say(f"waiting for the control plane at {where}")
             if waited > READY_TIMEOUT_S:
                 say(
-                    f"no configuration from the control plane at {host}:{port} within {READY_TIMEOUT_S:g} s; is `remora up` running there?"
+                    f"no configuration from the control plane at {where} within {READY_TIMEOUT_S:g} s; is `remora up` running there?"
                 )
                 return exits.UNREACHABLE
             await asyncio.sleep(READY_POLL_S)
+        age_s = await admin.snapshot_age(self._node.admin)
+        if age_s is not None:
+            say(f"no control plane answers at {where}; going by what it said {age_s:.0f} s ago, and trying on")
         return None
 
     # -- the program --------------------------------------------------------------------------------
@@ -223,8 +231,7 @@ class Agent:
             weight=spec.weight,
             node_id=self._node.node_id,
         )
-        server = f"{spec.server[0]}:{spec.server[1]}"
-        registration = Registration(server, instance, spec.ttl_s, Probe(self._app_port))
+        registration = Registration(spec.servers, instance, spec.ttl_s, Probe(self._app_port))
         registering = asyncio.create_task(registration.run(say))
         ended = asyncio.create_task(program.wait())
         lending = [asyncio.create_task(terminal.lend(program.pid))] if terminal.is_there() else []
@@ -314,6 +321,10 @@ class Agent:
             if text.strip().endswith(": 0"):
                 return
             await asyncio.sleep(ENVOY_DRAIN_POLL_S)
+
+
+def _joined(servers: Sequence[tuple[str, int]]) -> str:
+    return " or ".join(f"{host}:{port}" for host, port in servers)
 
 
 def split_command(command: Sequence[str]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ there. These are from below that range, drawn by chance: only somebody who asks 
 
 import random
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,30 @@ def _are_usual() -> bool:
         return int(_EPHEMERAL.read_text().split()[0]) >= CANDIDATES.stop
     except (OSError, ValueError, IndexError):
         return False
+
+
+def kept(file: Path, count: int) -> list[int]:
+    """The ports that were given out for this file the last time, if they are free; else others, which it remembers."""
+    try:
+        found = [int(word) for word in file.read_text().split()]
+    except (OSError, ValueError):
+        found = []
+    if len(found) != count or not all(map(_is_free, found)):
+        found = free(count)
+        with suppress(OSError):  # then it will be others the next time
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file.write_text(" ".join(map(str, found)))
+    return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of the last run may linger
+        try:
+            tried.bind((LOOPBACK, port))
+        except (OSError, OverflowError):
+            return False
+    return True
 
 
 def free(count: int) -> list[int]:

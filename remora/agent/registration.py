@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
-from random import random
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from random import random, sample
+from typing import Any, Final, Protocol
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -16,6 +16,8 @@ from remora import exits
 log = logging.getLogger("remora.run")
 
 CALL_TIMEOUT_S: Final = 3.0
+TRY_TIMEOUT_S: Final = 1.5
+"""The same where another replica can be asked."""
 PROBE_TIMEOUT_S: Final = 1.0
 PROBE_INTERVAL_S: Final = 1.0
 FIRST_PROBE_INTERVAL_S: Final = 0.1
@@ -26,6 +28,9 @@ FIRST_BACKOFF_S: Final = 0.2
 LONGEST_BACKOFF_S: Final = 3.0
 
 NO_PROXY: Final = (("grpc.enable_http_proxy", 0),)
+_OPTIONS: Final = (*NO_PROXY, ("grpc.max_reconnect_backoff_ms", 1000), ("grpc.initial_reconnect_backoff_ms", 200))
+_ELSEWHERE: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+"""What another replica may do better."""
 
 
 class Refused(Exception):
@@ -88,12 +93,13 @@ class Presumed:
 class Registration:
     """Registers when healthy, keeps the lease, says when health changes."""
 
-    def __init__(self, server: str, instance: service_pb2.Instance, ttl_s: float, probe: Health) -> None:
-        self._channel = grpc.aio.insecure_channel(
-            server,
-            options=[*NO_PROXY, ("grpc.max_reconnect_backoff_ms", 1000), ("grpc.initial_reconnect_backoff_ms", 200)],
-        )
-        self._stub = api_pb2_grpc.RegistryStub(self._channel)
+    def __init__(
+        self, servers: Sequence[tuple[str, int]], instance: service_pb2.Instance, ttl_s: float, probe: Health
+    ) -> None:
+        self._channels = [
+            grpc.aio.insecure_channel(f"{host}:{port}", options=_OPTIONS)
+            for host, port in sample(servers, len(servers))  # so that instances spread over the replicas
+        ]
         self._instance = instance
         self._ttl_s = ttl_s
         self._probe = probe
@@ -142,7 +148,7 @@ class Registration:
         request = api_pb2.RegisterRequest(instance=self._instance)
         request.ttl.FromNanoseconds(int(self._ttl_s * 1e9))
         try:
-            answer = await self._stub.Register(request, timeout=CALL_TIMEOUT_S)
+            answer = await self._call("Register", request)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                 raise Refused(f"the control plane refuses the instance: {error.details()}") from None
@@ -161,7 +167,7 @@ class Registration:
 
     async def _renew(self, health: service_pb2.Health.ValueType, say: Callable[[str], None]) -> None:
         try:
-            await self._stub.KeepAlive(api_pb2.KeepAliveRequest(lease_id=self._lease_id), timeout=CALL_TIMEOUT_S)
+            await self._call("KeepAlive", api_pb2.KeepAliveRequest(lease_id=self._lease_id))
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 say("the lease has ended; registering again")
@@ -174,7 +180,7 @@ class Registration:
         request = api_pb2.SetHealthRequest(instance=self._key, health=health)
         request.wait.FromNanoseconds(int(wait_s * 1e9))
         try:
-            answer = await self._stub.SetHealth(request, timeout=wait_s + CALL_TIMEOUT_S)
+            answer = await self._call("SetHealth", request, wait_s)
         except grpc.aio.AioRpcError:
             return None
         self._told = health
@@ -189,23 +195,38 @@ class Registration:
         if self.is_registered:
             self.is_registered = False
             try:
-                await self._stub.Deregister(api_pb2.DeregisterRequest(instance=self._key), timeout=CALL_TIMEOUT_S)
+                await self._call("Deregister", api_pb2.DeregisterRequest(instance=self._key))
             except grpc.aio.AioRpcError as error:
                 log.debug("deregister: %s", error.details())  # the lease will end by itself
 
     async def close(self) -> None:
         """Let go of all connections."""
         await self._probe.close()
-        await self._channel.close()
+        await asyncio.gather(*(channel.close() for channel in self._channels))
+
+    async def _call(self, method: str, request: Any, wait_s: float = 0.0) -> Any:
+        """Ask the replica that answered last, and the others if it does not: each of these calls may be made twice. Raises AioRpcError."""
+        try_s = wait_s + (CALL_TIMEOUT_S if len(self._channels) == 1 else TRY_TIMEOUT_S)
+        for left in reversed(range(len(self._channels))):
+            stub = api_pb2_grpc.RegistryStub(self._channels[0])
+            try:
+                return await getattr(stub, method)(request, timeout=try_s)
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in _ELSEWHERE or not left:
+                    raise
+                self._channels.append(self._channels.pop(0))
+        raise AssertionError("no replica")
 
 
-async def keep_registered(server: str, instance: service_pb2.Instance, ttl_s: float, say: Callable[[str], None]) -> int:
+async def keep_registered(
+    servers: Sequence[tuple[str, int]], instance: service_pb2.Instance, ttl_s: float, say: Callable[[str], None]
+) -> int:
     """Register an instance and keep its lease until SIGTERM or SIGINT; then deregister. The exit code."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    registration = Registration(server, instance, ttl_s, Presumed())
+    registration = Registration(servers, instance, ttl_s, Presumed())
     keeping = asyncio.create_task(registration.run(say))
     stopping = asyncio.create_task(stop.wait())
     try:

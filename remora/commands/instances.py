@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from remora import exits
-from remora.addresses import host_port, lease_seconds, service_name
+from remora.addresses import host_port, lease_seconds, servers, service_name
 from remora.commands.app import app
 from remora.commands.options import DEFAULT_SERVER, OutputOption, Server, Service, Weight
 from remora.output import Output, line, note, show, table
@@ -72,12 +72,16 @@ def register(
 
     name, namespace = service_name(service)
     host, port = host_port(address, "HOST:PORT")
-    host_port(server, "--server")
     instance = service_pb2.Instance(
         id=_id(address), service=name, namespace=namespace, address=host, port=port, version=version, weight=weight
     )
     code = uvloop.run(
-        keep_registered(server, instance, lease_seconds(ttl, "--ttl"), lambda text: note(f"remora register: {text}"))
+        keep_registered(
+            servers(server, "--server"),
+            instance,
+            lease_seconds(ttl, "--ttl"),
+            lambda text: note(f"remora register: {text}"),
+        )
     )
     raise typer.Exit(code)
 

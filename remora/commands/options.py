@@ -8,7 +8,15 @@ from remora.output import Output
 
 DEFAULT_SERVER: Final = "127.0.0.1:15010"
 
-Server = Annotated[str, typer.Option("--server", envvar="REMORA_SERVER", help="HOST:PORT of the control plane.")]
+Server = Annotated[
+    str,
+    typer.Option(
+        "--server",
+        envvar="REMORA_SERVER",
+        metavar="HOST:PORT[,…]",
+        help="The control plane; of several replicas any will do.",
+    ),
+]
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to print.")]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Namespace.")]
 File = Annotated[list[str], typer.Option("--filename", "--file", "-f", help="YAML file, or - for standard input.")]

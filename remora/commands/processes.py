@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from remora.addresses import UsageError, host_port, lease_seconds, seconds, service_name
+from remora.addresses import UsageError, host_port, lease_seconds, seconds, servers, service_name
 from remora.commands.app import app
 from remora.commands.options import DEFAULT_SERVER, Server, Weight
 from remora.output import line
@@ -33,11 +33,17 @@ def up(
 @app.command()
 def sidecar(
     config: Annotated[str, typer.Option("--config", "-c", help="Envoy v3 bootstrap, YAML or JSON.")],
+    snapshot: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Keep the last good configuration there, and start by it without a control plane."
+        ),
+    ] = None,
 ) -> None:
     """Run a sidecar alone; SIGTERM drains it."""
     from remora.sidecar import main
 
-    raise typer.Exit(main(config))
+    raise typer.Exit(main(config, snapshot))
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -65,7 +71,7 @@ def run(
         namespace=namespace,
         version=version,
         engine=engine,
-        server=host_port(server, "--server"),
+        servers=servers(server, "--server"),
         command=split_command(command or ()),
         port=port,
         instance_id=instance,
@@ -103,7 +109,7 @@ def bootstrap(
         service=name,
         namespace=namespace,
         version=version,
-        control_plane=host_port(server, "--server"),
+        control_planes=servers(server, "--server"),
         inbound=host_port(inbound, "--inbound"),
         app=host_port(app_address, "--app"),
         outbound=host_port(outbound, "--outbound"),

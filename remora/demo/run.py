@@ -90,7 +90,13 @@ async def _run(spec: DemoSpec, directory: Path) -> int:
     api, http = _ports()
     server = f"127.0.0.1:{api}"
     # What is killed cannot tidy up: its temporary files go with ours.
-    told = {"REMORA_SERVER": server, "BOOKSTORE_DIR": str(data), "TMPDIR": str(directory), **_DURABILITY}
+    told = {
+        "REMORA_SERVER": server,
+        "BOOKSTORE_DIR": str(data),
+        "TMPDIR": str(directory),
+        "XDG_STATE_HOME": str(directory),
+        **_DURABILITY,
+    }
     fleet = Fleet(directory, {**environment.inherited(), **told})
     with Screen(task.cancel, spec.picture) as screen:
         try:

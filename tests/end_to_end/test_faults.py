@@ -111,6 +111,31 @@ def test_a_program_is_stopped_without_a_control_plane_too(mesh: Mesh) -> None:
     assert "Traceback" not in process.err
 
 
+def test_a_program_that_starts_without_a_control_plane_serves_by_what_its_sidecar_kept(mesh: Mesh) -> None:
+    """Killed with all that is below it, and started again under its name; calls to others go on. Then the control plane is back."""
+    mesh.echo("stays")
+    victim = mesh.echo("returns", options=("--version", "v2"))
+    caller = mesh.caller()
+    stub = caller.stub("echo:80")
+    eventually(lambda: {caller.says(stub) for _ in range(10)} == {"stays", "returns"})
+    kept = mesh.directory / "state" / "remora" / "instances"
+    eventually(lambda: list(kept.glob("*~returns/snapshot")))
+    mesh.plane.kill()
+    victim.kill()
+    with load(lambda: caller.says(stub), threads=1) as each:
+        again = mesh.echo("returns", options=("--version", "v2"), is_awaited=False)
+        again.until("no control plane answers .* going by what it said")
+        eventually(lambda: each.instances["returns"] > 10, message="the callers do not find it")
+        mesh.start()
+        mesh.until_healthy("stays", "returns")
+        eventually(lambda: len(connected(mesh)) == 3)
+        said = mesh.apply(SERVICE.format(name="after", version="v2"), "--wait").err
+        assert "acknowledged by 3 of 3 nodes" in said
+        assert caller.says(caller.stub("after:80")) == "returns"
+    assert each.failed == {}
+    assert again.err.count("registered as") == 1
+
+
 @pytest.mark.slow
 def test_who_dies_while_the_control_plane_is_gone_is_taken_out_after_lease_and_grace(mesh: Mesh) -> None:
     mesh.echo("stays")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from remora.addresses import UsageError, host_port, lease_seconds, seconds, service_name
+from remora.addresses import UsageError, host_port, lease_seconds, seconds, servers, service_name
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,18 @@ def test_addresses(text: str, expected: tuple[str, int]) -> None:
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(UsageError, match=r"--x: .* is not HOST:PORT"):
         host_port(text, "--x")
+
+
+def test_several_servers_are_one_control_plane() -> None:
+    assert servers("a:1", "--x") == (("a", 1),)
+    assert servers("a:1, [::1]:2,b:1", "--x") == (("a", 1), ("[::1]", 2), ("b", 1))
+    for text, why in (
+        ("a:1,", "not HOST:PORT"),
+        ("a:1,a:1", "stands twice"),
+        (",".join(f"h:{n}" for n in range(17)), "at most 16"),
+    ):
+        with pytest.raises(UsageError, match=f"--x: .*{why}"):
+            servers(text, "--x")
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ async def beside_cart(plane: Plane, name: str, folder: Path) -> AsyncIterator[Da
         service="cart",
         namespace="shop",
         version="v1",
-        control_plane=("127.0.0.1", plane.running.port),
+        control_planes=(("127.0.0.1", plane.running.port),),
         inbound=("127.0.0.1", inbound),
         app=("127.0.0.1", app),
         outbound=("127.0.0.1", outbound),
