@@ -3,6 +3,7 @@
 Each function returns the bytes of one message; its field choices are Envoy's, see the names.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
@@ -18,9 +19,9 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.matcher.v3 import regex_pb2, string_pb2
-from envoy.type.v3 import percent_pb2, token_bucket_pb2
 from google.protobuf import any_pb2, duration_pb2, struct_pb2, wrappers_pb2
 
+from control_plane.translate.limits import filter_config
 from control_plane.translate.view import LimitView, RuleView, ServiceView, cluster_name
 from proto.mesh.v1 import policy_pb2, service_pb2
 from proto.mesh.v1 import route_pb2 as mesh_route_pb2
@@ -123,7 +124,6 @@ def cluster(name: str, algorithm: policy_pb2.LoadBalancingPolicySpec.Algorithm.V
     return _bytes(message)
 
 
-@lru_cache(REMEMBERED)
 def endpoints(service: ServiceView) -> bytes:
     """The endpoints of a service, grouped by locality."""
     message = endpoint_pb2.ClusterLoadAssignment(cluster_name=cluster_name(service.namespace, service.name))
@@ -200,8 +200,7 @@ def _single(name: str, endpoint: Any) -> Any:
 # -- routes -------------------------------------------------------------------------------------------
 
 
-@lru_cache(4096)
-def route_configuration(services: tuple[ServiceView, ...], namespace: str) -> bytes:
+def route_configuration(services: Iterable[ServiceView], namespace: str) -> bytes:
     """All services as virtual hosts, as a node in `namespace` may call them."""
     message = route_pb2.RouteConfiguration(name=OUTBOUND)
     for service in services:
@@ -209,12 +208,17 @@ def route_configuration(services: tuple[ServiceView, ...], namespace: str) -> by
     return _bytes(message)
 
 
+@lru_cache(REMEMBERED)
+def virtual_hosts(service: ServiceView, has_short_name: bool) -> bytes:
+    """The part of `route_configuration` that is about one service: a message is its fields, one after the other."""
+    return _bytes(route_pb2.RouteConfiguration(virtual_hosts=_virtual_hosts(service, has_short_name)))
+
+
 def routing_part(service: ServiceView) -> ServiceView:
     """The service without what routes do not depend on: endpoints come and go without touching routes."""
     return replace(service, algorithm=policy_pb2.LoadBalancingPolicySpec.RoundRobin, endpoints=())
 
 
-@lru_cache(REMEMBERED)
 def _virtual_hosts(service: ServiceView, has_short_name: bool) -> tuple[Any, ...]:
     """One for all ports, and one for each port that has rules of its own."""
     names = [service.host, service.name] if has_short_name else [service.host]
@@ -348,7 +352,7 @@ def _limit_filter(number: int) -> str:
 
 
 @lru_cache(REMEMBERED)
-def inbound_routes(limits: tuple[LimitView, ...]) -> bytes:
+def inbound_routes(limits: tuple[LimitView, ...], engine: str) -> bytes:
     """Everything to the application, under its rate limits."""
     to_application = route_components_pb2.Route(
         name=INBOUND,
@@ -357,24 +361,10 @@ def inbound_routes(limits: tuple[LimitView, ...]) -> bytes:
     )
     host = route_components_pb2.VirtualHost(name="*", domains=["*"], routes=[to_application])
     for number, limit in enumerate(limits):
-        host.typed_per_filter_config[_limit_filter(number)].CopyFrom(_any(_limit(limit)))
+        config = filter_config(limit, engine)
+        if config is not None:
+            host.typed_per_filter_config[_limit_filter(number)].CopyFrom(_any(config))
     return _bytes(route_pb2.RouteConfiguration(name=INBOUND, virtual_hosts=[host]))
-
-
-def _limit(limit: LimitView) -> Any:
-    all_calls = base_pb2.RuntimeFractionalPercent(default_value=percent_pb2.FractionalPercent(numerator=100))
-    none = base_pb2.RuntimeFractionalPercent(default_value=percent_pb2.FractionalPercent(numerator=0))
-    interval = duration_pb2.Duration()
-    interval.FromNanoseconds(limit.interval_ns)
-    return local_rate_limit_pb2.LocalRateLimit(
-        stat_prefix=limit.policy,
-        token_bucket=token_bucket_pb2.TokenBucket(
-            max_tokens=limit.burst, tokens_per_fill=_uint(limit.requests), fill_interval=interval
-        ),
-        filter_enabled=all_calls,
-        filter_enforced=all_calls if limit.is_enforced else none,
-        rate_limited_as_resource_exhausted=True,
-    )
 
 
 @lru_cache(REMEMBERED)

@@ -1,7 +1,7 @@
 """State and node to a snapshot: everything that the node is to be told, ready to be sent."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from envoy.config.cluster.v3 import cluster_pb2
@@ -9,7 +9,8 @@ from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 
-from control_plane.translate import resources
+from control_plane.translate import content, resources
+from control_plane.translate.content import Content
 from control_plane.translate.node import Node
 from control_plane.translate.view import MeshView, cluster_name, limits
 
@@ -23,11 +24,32 @@ ORDER: Final = (CLUSTER, ENDPOINTS, LISTENER, ROUTES)
 
 
 @dataclass(frozen=True, slots=True)
+class Own:
+    """What no other node is told: about the application beside it, and where it listens itself."""
+
+    clusters: Mapping[str, bytes]
+    listeners: Mapping[str, bytes]
+    routes: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Origin:
+    """What a node's snapshot was made of: two of the same origin hold the same resources of the node's own."""
+
+    scope: object
+    """What it has in common with others; held so that it stays as long as a node has a snapshot of it."""
+    own: Own
+    limits: object
+    beside: tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """What a node is told, by type and name, at one revision of the store."""
 
     version: str
-    types: Mapping[str, Mapping[str, bytes]]
+    types: Mapping[str, Content]
+    origin: Origin | None = field(default=None, compare=False)
 
     def _references(self) -> Iterator[tuple[str, str]]:
         for name, data in self.types[CLUSTER].items():
@@ -58,24 +80,38 @@ def _named(routes: Any) -> Iterator[tuple[str, str]]:
             yield from ((CLUSTER, name) for name in ([share.name for share in chosen] or [route.route.cluster]))
 
 
-def build(mesh: MeshView, node: Node) -> Snapshot:
-    """The snapshot of a node."""
-    routing = tuple(resources.routing_part(service) for service in mesh.services)
-    routes = {resources.OUTBOUND: resources.route_configuration(routing, node.namespace)}
-    clusters = {resources.TUNNEL: resources.tunnel_cluster()}
-    endpoints: dict[str, bytes] = {}
-    listeners: dict[str, bytes] = {resources.OUTBOUND_MESH: resources.mesh_listener()}
-    for service in mesh.services:
-        name = cluster_name(service.namespace, service.name)
-        clusters[name] = resources.cluster(name, service.algorithm)
-        endpoints[name] = resources.endpoints(service)
+def own(mesh: MeshView, node: Node) -> Own:
+    """A node's own resources."""
+    clusters: dict[str, bytes] = {}
+    listeners: dict[str, bytes] = {}
+    routes: dict[str, bytes] = {}
     if node.inbound_port and node.app_port:
         clusters[resources.INBOUND] = resources.inbound_cluster(node.app_address, node.app_port)
         in_force = limits(mesh, node)
         listeners[resources.INBOUND] = resources.inbound_listener(
             node.inbound_address, node.inbound_port, len(in_force)
         )
-        routes[resources.INBOUND] = resources.inbound_routes(in_force)
+        routes[resources.INBOUND] = resources.inbound_routes(in_force, node.engine)
     if node.outbound_port:
         listeners[resources.OUTBOUND] = resources.outbound_listener(node.outbound_address, node.outbound_port)
-    return Snapshot(str(mesh.revision), {CLUSTER: clusters, ENDPOINTS: endpoints, LISTENER: listeners, ROUTES: routes})
+    return Own(clusters, listeners, routes)
+
+
+def build(mesh: MeshView, node: Node) -> Snapshot:
+    """The snapshot of a node, from nothing: the plain version of `translator.Translator`, and its oracle."""
+    its_own = own(mesh, node)
+    routing = tuple(map(resources.routing_part, mesh.services))
+    clusters = {resources.TUNNEL: resources.tunnel_cluster(), **its_own.clusters}
+    endpoints: dict[str, bytes] = {}
+    for service in mesh.services:
+        name = cluster_name(service.namespace, service.name)
+        clusters[name] = resources.cluster(name, service.algorithm)
+        endpoints[name] = resources.endpoints(service)
+    listeners = {resources.OUTBOUND_MESH: resources.mesh_listener(), **its_own.listeners}
+    routes = {resources.OUTBOUND: resources.route_configuration(routing, node.namespace), **its_own.routes}
+    return of(str(mesh.revision), {CLUSTER: clusters, ENDPOINTS: endpoints, LISTENER: listeners, ROUTES: routes})
+
+
+def of(version: str, types: Mapping[str, Mapping[str, bytes]]) -> Snapshot:
+    """A snapshot that stands alone."""
+    return Snapshot(version, {url: content.of(items) for url, items in types.items()})

@@ -5,7 +5,7 @@ A service whose view did not change is not translated again, and its bytes are s
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from control_plane.registry.state import State, selects
 from control_plane.resources import precedence
@@ -17,6 +17,8 @@ from proto.mesh.v1 import api_pb2, policy_pb2, route_pb2, service_pb2
 Key = tuple[str, str]
 """Namespace and name of a service."""
 K = TypeVar("K")
+MAX_KEYS: Final = 10_000
+"""Of a rate limit that says nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,11 @@ class LimitView:
     burst: int
     interval_ns: int
     is_enforced: bool
+    algorithm: policy_pb2.RateLimitPolicySpec.Algorithm.ValueType = policy_pb2.RateLimitPolicySpec.TokenBucket
+    max_wait_ns: int = 0
+    keys: tuple[tuple[str, policy_pb2.LimitKey.Source.ValueType], ...] = ()
+    """(header, source) of what tells calls apart; one of the two is set."""
+    max_keys: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +160,11 @@ def _instances(key: Key, declared: Declared, present: Present) -> Iterable[servi
         return present.by_service.get(key, ())
     names = [(key[0], selector["service"])] if "service" in selector else present.by_service
     there = (item for name in names if name[0] == key[0] for item in present.by_service.get(name, ()))
-    return sorted((item for item in there if selects(selector, item)), key=_age)
+    return sorted((item for item in there if selects(selector, item)), key=order)
 
 
-def _age(instance: service_pb2.Instance) -> tuple[str, str]:
+def order(instance: service_pb2.Instance) -> tuple[str, str]:
+    """Instances stand in the order of their ids."""
     return instance.id, instance.service
 
 
@@ -184,7 +192,7 @@ def present(state: State) -> Present:
     """Who is there."""
     by_service: dict[Key, list[service_pb2.Instance]] = {}
     by_node: dict[str, list[service_pb2.Instance]] = {}
-    for instance in sorted(state.instances.values(), key=_age):
+    for instance in sorted(state.instances.values(), key=order):
         by_service.setdefault((instance.namespace, instance.service), []).append(instance)
         if instance.node_id:
             by_node.setdefault(instance.node_id, []).append(instance)
@@ -270,6 +278,10 @@ def _limits(state: State) -> tuple[tuple[str, Mapping[str, str], LimitView], ...
             burst=spec.burst or spec.requests,
             interval_ns=spec.interval.ToNanoseconds() if spec.HasField("interval") else 1_000_000_000,
             is_enforced=spec.mode == policy_pb2.Enforce,
+            algorithm=spec.algorithm,
+            max_wait_ns=spec.max_wait.ToNanoseconds(),
+            keys=tuple((key.header, key.source) for key in spec.keys),
+            max_keys=spec.max_keys or (MAX_KEYS if spec.keys else 0),
         )
         found.append((namespace, state.selector(namespace, target), limit))
     return tuple(found)

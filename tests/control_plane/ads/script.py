@@ -15,6 +15,7 @@ from typing import Any, Final
 from envoy.service.discovery.v3 import discovery_pb2
 
 from control_plane.ads.core import BadRequest, NodeStream
+from control_plane.translate import snapshot as snapshots
 from control_plane.translate.node import Node
 from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, LISTENER, ORDER, ROUTES, Snapshot
 
@@ -96,7 +97,7 @@ def snapshot(revision: int, text: str) -> Snapshot:
     for part in filter(None, map(str.strip, text.split(";"))):
         word, *items = part.split()
         types[WORDS[word]] = {item.partition("=")[0]: item.encode() for item in items}
-    return Snapshot(str(revision), types)
+    return snapshots.of(str(revision), types)
 
 
 def _written(data: bytes) -> str:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control_plane.ads.core import NodeStream
+from control_plane.translate import snapshot as snapshots
 from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, LISTENER, ORDER, ROUTES, Snapshot
 from tests.control_plane.ads.script import NODE
 
@@ -91,7 +92,7 @@ def snapshot(revision: int, clusters: dict[str, tuple[str, str]], listener: str,
         LISTENER: {"in": f"in={listener}".encode()},
         ROUTES: {"out": f"out={route}".encode()},
     }
-    return Snapshot(str(revision), types)
+    return snapshots.of(str(revision), types)
 
 
 class Wire:

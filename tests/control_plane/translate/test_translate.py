@@ -13,8 +13,10 @@ from ruamel.yaml import YAML
 
 from control_plane.registry.state import State
 from control_plane.resources import rules
+from control_plane.translate import snapshot as snapshots
 from control_plane.translate import view
 from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, ORDER, ROUTES, Snapshot, build
+from control_plane.translate.translator import Translator
 from proto.mesh.v1 import api_pb2, service_pb2
 from tests.control_plane import scenario, strategies
 from tests.control_plane.plane import MESSAGES
@@ -129,18 +131,19 @@ def test_a_dangling_reference_is_named() -> None:
     without = {url: dict(items) for url, items in snapshot.types.items()}
     del without[ENDPOINTS]["outbound|warehouse.shop"]
     del without[ROUTES]["outbound"]
-    assert Snapshot("1", without).dangling() == [
+    assert snapshots.of("1", without).dangling() == [
         "ClusterLoadAssignment outbound|warehouse.shop",
         "RouteConfiguration outbound",
     ]
     without = {url: dict(items) for url, items in snapshot.types.items()}
     del without[CLUSTER]["outbound|warehouse.shop"]
-    assert Snapshot("1", without).dangling() == ["Cluster outbound|warehouse.shop"]
+    assert snapshots.of("1", without).dangling() == ["Cluster outbound|warehouse.shop"]
 
 
 def test_what_did_not_change_is_the_same_bytes_for_every_node() -> None:
-    mesh = meshes.read("instance warehouse.shop w1 10.0.0.1:50051")
-    mine, yours = mesh.snapshot(), build(view.mesh(mesh.state), meshes.node_of("audit", "shop", outbound_port=15001))
+    translator = Translator()
+    translator.advance(meshes.read("instance warehouse.shop w1 10.0.0.1:50051").state, None)
+    mine, yours = (translator.snapshot(meshes.node_of(name, "shop", outbound_port=15001)) for name in ("cart", "audit"))
     assert mine.types[CLUSTER]["outbound|warehouse.shop"] is yours.types[CLUSTER]["outbound|warehouse.shop"]
     assert mine.types[ROUTES]["outbound"] is yours.types[ROUTES]["outbound"]
 

@@ -1,0 +1,135 @@
+"""What each kind of node enforces of a policy: the matrix, and what is missing where. Pure.
+
+A field or a value that has a row is enforced by the clients that the row names, from the version on that it says; one without a row by
+sidecars only, since gRPC's own clients ignore in silence what they do not know. What is not enforced is not sent either
+(`proxyless`), and is said: in the policy's conditions, on `apply`, and in `remora status`.
+
+Sources: gRPC's table of xDS features (grpc/doc/grpc_xds_features.md) and the gRFCs that the rows name.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from control_plane.resources import kinds
+from control_plane.translate.clients import SIDECARS, Client, Profile, Version
+from control_plane.translate.view import is_off
+from proto.mesh.v1 import api_pb2, policy_pb2
+
+NEVER: Final[Version] = (1 << 31,)
+_ALL: Final[Version] = (0,)
+
+
+class Side(Enum):
+    """Who enforces a kind of policy."""
+
+    CALLER = "caller"
+    CALLEE = "callee"
+
+
+_SIDES: Final = {
+    "RateLimitPolicy": Side.CALLEE,
+    "AuthenticationPolicy": Side.CALLEE,
+    "AuthorizationPolicy": Side.CALLEE,
+}
+
+
+def side(kind: str) -> Side:
+    """On which side a policy of a kind is enforced."""
+    return _SIDES.get(kind, Side.CALLER)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One thing that a policy can ask for."""
+
+    what: str
+    """In words, such as `least request`."""
+    since: Mapping[Client, Version] = field(default_factory=dict)
+    """Who enforces it, from which version on; sidecars that are not named enforce it, gRPC clients that are not named do not."""
+    otherwise: str = ""
+    """What a client does instead; a sentence's second half."""
+    source: str = ""
+
+
+def _since(
+    core: Version | None, java: Version | None, go: Version | None, node: Version | None
+) -> dict[Client, Version]:
+    found = {Client.CORE: core, Client.JAVA: java, Client.GO: go, Client.NODE: node}
+    return {client: version for client, version in found.items() if version is not None}
+
+
+_ROUND: Final = "it goes round robin"
+_HASHED: Final = _since((1, 40), (1, 40), (1, 41), (1, 10))
+_ANYWHERE: Final = _since(_ALL, _ALL, _ALL, _ALL)
+MATRIX: Final[Mapping[tuple[str, str, str], Row]] = {
+    # (kind, field of the spec, value of an enumeration or "")
+    ("LoadBalancingPolicy", "algorithm", "RoundRobin"): Row("round robin", _ANYWHERE, source="gRFC A27"),
+    ("LoadBalancingPolicy", "algorithm", "Random"): Row("random balancing", {}, _ROUND),
+    ("LoadBalancingPolicy", "algorithm", "LeastRequest"): Row(
+        "least request", _since(None, (1, 48), None, None), _ROUND, "gRFC A48"
+    ),
+    ("LoadBalancingPolicy", "algorithm", "RingHash"): Row("ring hash", _HASHED, _ROUND, "gRFC A42"),
+    ("LoadBalancingPolicy", "algorithm", "Maglev"): Row("maglev", {}, _ROUND),
+    ("LoadBalancingPolicy", "algorithm", "PeakEwma"): Row(
+        "peak EWMA", {Client.ENVOY: NEVER}, "it balances in its own way"
+    ),
+    ("RateLimitPolicy", "requests", ""): Row("rate limit"),
+    ("GRPCRoute", "rules", ""): Row("routes", _ANYWHERE, source="gRFC A28"),
+    ("GRPCRoute", "parent_refs", ""): Row("routes", _ANYWHERE, source="gRFC A28"),
+}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Gap:
+    """Something that a client does not enforce."""
+
+    field: str
+    """In YAML spelling, e.g. `spec.algorithm`."""
+    text: str
+    """Why, and what happens instead, in one clause."""
+
+
+def gaps(resource: api_pb2.Resource, of: Profile) -> Iterator[Gap]:
+    """What a client does not enforce of a resource, whichever side it stands on."""
+    kind = kinds.of(resource)
+    spec = getattr(resource, kind.field)
+    if of.client is Client.REMORA or is_off(resource):
+        return
+    for each, value in spec.ListFields():
+        if each.name != "target_refs":
+            yield from _field_gaps(kind.name, each, value, of)
+    unset = [each for each in spec.DESCRIPTOR.fields if each.name == "algorithm" and not getattr(spec, each.name)]
+    for each in unset:
+        yield from _field_gaps(kind.name, each, 0, of)
+
+
+def _field_gaps(kind: str, of: FieldDescriptor, value: Any, profile: Profile) -> Iterator[Gap]:
+    name = ""
+    if of.enum_type is not None and not of.is_repeated:
+        named = of.enum_type.values_by_number.get(value)
+        name = named.name if named is not None else ""
+    row = MATRIX.get((kind, of.name, name)) or MATRIX.get((kind, of.name, ""))
+    if of.name == "mode":
+        row = Row("shadow mode", otherwise="it does not act") if value == policy_pb2.Shadow else None
+        if row is None:
+            return
+    if row is None:
+        row = Row(of.json_name)
+    since = _from(row, profile.client)
+    if profile.version < since:
+        later = f" before {'.'.join(map(str, since))}" if since != NEVER else ""
+        text = f"{profile.client.value}{later} has no {row.what}" + (f"; {row.otherwise}" if row.otherwise else "")
+        yield Gap(f"spec.{of.json_name}", text)
+
+
+def _from(row: Row, client: Client) -> Version:
+    return row.since.get(client, _ALL if client in SIDECARS else NEVER)
+
+
+def enforces(kind: str, name: str, value: str, of: Profile) -> bool:
+    """True if a client enforces what a row of the matrix is about."""
+    return of.version >= _from(MATRIX[kind, name, value], of.client)

@@ -1,0 +1,129 @@
+"""Snapshots at the cost of what changed: what nodes have in common is made once, and only what changed is made again.
+
+Nodes that may call the same services share clusters and endpoints (`_Backends`); those of them that are in one namespace share the route
+table too (`_Scope`), since the short names of services are different in each namespace. Both are kept as long as a node has a snapshot of
+them. What only one node is told is made for it alone, and again when what it is made of changed.
+"""
+
+from collections.abc import Collection, Iterable
+from typing import Final
+from weakref import WeakValueDictionary
+
+from control_plane.registry.state import State
+from control_plane.translate import resources
+from control_plane.translate import snapshot as snapshots
+from control_plane.translate.advance import advance
+from control_plane.translate.content import Content, Shared, field
+from control_plane.translate.node import Node
+from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, LISTENER, ROUTES, Origin, Own, Snapshot
+from control_plane.translate.view import Key, MeshView, ServiceView, cluster_name
+
+_LISTENERS: Final = Shared({resources.OUTBOUND_MESH: resources.mesh_listener()})
+_NONE: Final[dict[str, bytes]] = {}
+
+
+class _Backends:
+    """Clusters and endpoints of all services."""
+
+    def __init__(self) -> None:
+        self.clusters = Shared({resources.TUNNEL: resources.tunnel_cluster()})
+        self.endpoints = Shared({})
+
+    def advance(self, old: MeshView, mesh: MeshView, touched: Iterable[Key]) -> None:
+        """These services changed, came or went."""
+        clusters: dict[str, bytes | None] = {}
+        endpoints: dict[str, bytes | None] = {}
+        for key in touched:
+            name, before, service = cluster_name(*key), old.by_name.get(key), mesh.by_name.get(key)
+            if service is None:
+                clusters[name] = endpoints[name] = None
+                continue
+            clusters[name] = resources.cluster(name, service.algorithm)
+            if before is None or before.endpoints != service.endpoints:
+                endpoints[name] = resources.endpoints(service)
+        self.clusters = self.clusters.replaced(clusters)
+        self.endpoints = self.endpoints.replaced(endpoints)
+
+
+class _Scope:
+    """What the nodes of a namespace have in common."""
+
+    def __init__(self, namespace: str, backends: _Backends, mesh: MeshView) -> None:
+        self.backends = backends
+        self.routes = Shared({})
+        self._namespace = namespace
+        self._hosts: dict[Key, bytes] = {}
+        self.advance(mesh, mesh.by_name)
+
+    def advance(self, mesh: MeshView, rerouted: Collection[Key]) -> None:
+        """The ways to these services changed, or they came or went."""
+        if not rerouted and self.routes.items:
+            return
+        is_new = False
+        for key in rerouted:
+            service = mesh.by_name.get(key)
+            if service is None:
+                self._hosts.pop(key, None)
+                continue
+            is_new |= key not in self._hosts
+            has_short_name = service.namespace == self._namespace
+            self._hosts[key] = resources.virtual_hosts(resources.routing_part(service), has_short_name)
+        if is_new:
+            self._hosts = dict(sorted(self._hosts.items()))
+        table = b"".join((field(1, resources.OUTBOUND.encode()), *self._hosts.values()))
+        self.routes = self.routes.replaced({resources.OUTBOUND: table})
+
+
+class Translator:
+    """Follows the state; gives each node its snapshot of it."""
+
+    def __init__(self) -> None:
+        self.mesh = MeshView(0)
+        self._backends = _Backends()
+        self._scopes: WeakValueDictionary[str, _Scope] = WeakValueDictionary()
+
+    def advance(self, state: State, changed: frozenset[bytes] | None) -> None:
+        """Come to a state that differs from the one before in these keys at most (None: in any)."""
+        old, step = self.mesh, advance(self.mesh, state, changed)
+        self.mesh = step.mesh
+        if not step.touched:
+            return
+        self._backends.advance(old, step.mesh, step.touched)
+        rerouted = {key for key in step.touched if _routing(old, key) != _routing(step.mesh, key)}
+        for scope in self._scopes.values():
+            scope.advance(step.mesh, rerouted)
+
+    def snapshot(self, node: Node, last: Snapshot | None = None) -> Snapshot:
+        """What a node is to be told. `last` is what it was told before: of that is used again what still holds."""
+        scope = self._scopes.get(node.namespace)
+        if scope is None:
+            scope = self._scopes[node.namespace] = _Scope(node.namespace, self._backends, self.mesh)
+        own = self._own(node, last)
+        return Snapshot(
+            str(self.mesh.revision),
+            {
+                CLUSTER: Content(scope.backends.clusters, own.clusters),
+                ENDPOINTS: Content(scope.backends.endpoints, _NONE),
+                LISTENER: Content(_LISTENERS, own.listeners),
+                ROUTES: Content(scope.routes, own.routes),
+            },
+            Origin(scope, own, *self._basis(node)),
+        )
+
+    def _own(self, node: Node, last: Snapshot | None) -> Own:
+        if last is None or last.origin is None:
+            return snapshots.own(self.mesh, node)
+        limits, beside = self._basis(node)
+        if last.origin.limits is limits and last.origin.beside == beside:
+            return last.origin.own
+        own = snapshots.own(self.mesh, node)
+        return last.origin.own if own == last.origin.own else own
+
+    def _basis(self, node: Node) -> tuple[object, tuple[object, ...]]:
+        """All that a node's own resources are made of, beside what it says of itself."""
+        return self.mesh.declared.limits, self.mesh.present.by_node.get(node.id, ())
+
+
+def _routing(mesh: MeshView, key: Key) -> ServiceView | None:
+    service = mesh.by_name.get(key)
+    return resources.routing_part(service) if service is not None else None
