@@ -10,6 +10,14 @@ from proto.mesh.v1 import api_pb2, policy_pb2, route_pb2, service_pb2
 
 _GRPC_SERVICE: Final = re.compile(r"\.?[A-Za-z_][A-Za-z_0-9]*(\.[A-Za-z_][A-Za-z_0-9]*)*")
 _GRPC_METHOD: Final = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
+MAX_LOGGED: Final = 10_000
+"""Calls whose times a sliding log remembers."""
+_LIMIT_FIELDS: Final = {
+    "interval": ("TokenBucket", "LeakyBucket", "SlidingWindow", "SlidingLog", "Gcra"),
+    "burst": ("TokenBucket", "Gcra"),
+    "max_wait": ("LeakyBucket",),
+}
+"""Fields of a rate limit that only some algorithms have."""
 
 
 def check(resource: api_pb2.Resource) -> list[Fault]:
@@ -27,7 +35,31 @@ def check(resource: api_pb2.Resource) -> list[Fault]:
     for policy in ("load_balancing_policy", "rate_limit_policy"):
         if resource.HasField(policy):
             found += _targets(getattr(resource, policy).target_refs)
+    if resource.HasField("rate_limit_policy"):
+        found += _rate_limit(resource.rate_limit_policy)
     return found
+
+
+def _rate_limit(spec: policy_pb2.RateLimitPolicySpec) -> Iterator[Fault]:
+    algorithm = policy_pb2.RateLimitPolicySpec.Algorithm
+    chosen = algorithm.Name(spec.algorithm) if spec.algorithm in algorithm.values() else ""
+    set_fields = {field.name for field, _ in spec.ListFields()}
+    for field, takers in _LIMIT_FIELDS.items():
+        if field in set_fields and chosen and chosen not in takers:
+            name = policy_pb2.RateLimitPolicySpec.DESCRIPTOR.fields_by_name[field].json_name
+            yield Fault(
+                f"spec.{name}", f"means nothing with {chosen}; only with {', '.join(takers)}: leave it out", "RMR0018"
+            )
+    if chosen == "SlidingLog" and spec.requests > MAX_LOGGED:
+        text = f"{spec.requests} times would be remembered for each key; at most {MAX_LOGGED} with SlidingLog, or take SlidingWindow"
+        yield Fault("spec.requests", text, "RMR0018")
+    if spec.max_keys and not spec.keys:
+        yield Fault("spec.maxKeys", "means nothing without keys; name some, or leave it out", "RMR0018")
+    for number, key in enumerate(spec.keys):
+        if bool(key.header) is bool(key.source):
+            yield Fault(f"spec.keys[{number}]", "one of header and source must be given", "RMR0018")
+    for number in _repeated((key.header, key.source) for key in spec.keys):
+        yield Fault(f"spec.keys[{number}]", "stands twice; once is enough", "RMR0015")
 
 
 def _service(spec: service_pb2.ServiceSpec) -> Iterator[Fault]:
