@@ -205,8 +205,11 @@ class Store(Protocol):
         """
         ...
 
-    async def compact(self) -> None:
-        """Forget history: watches can begin only after the present revision."""
+    async def compact(self, revision: int | None = None) -> None:
+        """Forget history up to a revision, the present one if none is given: watches can begin only after it.
+
+        No error if it is forgotten already; a revision that is yet to come means the present one.
+        """
         ...
 
     async def close(self) -> None:

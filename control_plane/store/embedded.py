@@ -252,9 +252,9 @@ class EmbeddedStore:
         async with self._changed:
             self._changed.notify_all()
 
-    async def compact(self) -> None:
+    async def compact(self, revision: int | None = None) -> None:
         self._check_open()
-        self._content.history.clear()
+        self._content.history.forget(self._content.revision if revision is None else revision)
 
     # -- leases -------------------------------------------------------------------------------------
 

@@ -71,11 +71,11 @@ class History:
         count = self.compacted + len(self._revisions) + 1 - first
         return [self._revisions[-back] for back in range(count, 0, -1)]
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self.compacted += len(self._revisions)
-        self._revisions.clear()
-        self._events = self._bytes = 0
+    def forget(self, last: int) -> None:
+        """Forget all up to a revision."""
+        while self._revisions and self.compacted < last:
+            self._count(self._revisions.popleft(), -1)
+            self.compacted += 1
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ tells who made it so: `was_ours`. Every other transaction raises StoreUnavailabl
 else wrote meanwhile. What no client can exclude: a stopped member that wakes up later still carries out what it was asked, if the
 comparisons hold then, as they may for "is not there" once the key is deleted.
 
-etcd keeps its history until somebody compacts it: start it with `--auto-compaction-retention`, or call `compact`.
+etcd keeps its history until somebody compacts it: the control plane's sweeper does.
 """
 
 import os
@@ -144,10 +144,11 @@ class EtcdStore:
         found = [each.response_range.kvs for each in answer.response.responses]
         return [_key_value(kvs[0]) if kvs else None for kvs in found]
 
-    async def compact(self) -> None:
+    async def compact(self, revision: int | None = None) -> None:
         request = pb.RangeRequest(key=b"\0", count_only=True)
         answer = await self._members.call(lambda member: member.kv.Range, request, Kind.READ)
-        compaction = pb.CompactionRequest(revision=answer.response.header.revision)
+        present = answer.response.header.revision
+        compaction = pb.CompactionRequest(revision=present if revision is None else min(revision, present))
         try:
             await self._members.call(lambda member: member.kv.Compact, compaction, Kind.IDEMPOTENT)
         except HistoryGone:

@@ -520,6 +520,21 @@ async def test_a_watch_from_before_a_compaction_is_told_so(store: AnyStore) -> N
     assert await store.get(b"a") == KeyValue(b"a", b"3", first, fresh)
 
 
+async def test_history_is_forgotten_up_to_a_revision_and_kept_from_there_on(store: AnyStore) -> None:
+    revisions = [await put(store, b"a", b"%d" % number) for number in range(6)]
+    for last in (revisions[2], revisions[1]):  # going back brings nothing back, and is no error
+        await store.compact(last)
+        with pytest.raises(Compacted) as raised:
+            await take(store.watch(b"", revisions[2]), 1)
+        assert raised.value.revision == revisions[2]
+        async with aclosing(store.watch(b"", revisions[3])) as events:
+            assert [event.revision for event in await take(events, 3)] == revisions[3:]
+    await store.compact(revisions[-1] + 1000)
+    async with aclosing(store.watch(b"", revisions[-1] + 1)) as events:
+        fresh = await put(store, b"a")
+        assert [event.revision for event in await take(events, 1)] == [fresh]
+
+
 async def test_a_deletion_at_the_revision_of_a_compaction_is_not_missed_silently(store: AnyStore) -> None:
     """etcd 3.4 lets a watch begin there, but the deletion has been removed."""
     await put(store, b"a")
