@@ -163,9 +163,9 @@ def _instances(key: Key, declared: Declared, present: Present) -> Iterable[servi
     return sorted((item for item in there if selects(selector, item)), key=order)
 
 
-def order(instance: service_pb2.Instance) -> tuple[str, str]:
+def order(instance: service_pb2.Instance) -> tuple[str, str, str]:
     """Instances stand in the order of their ids."""
-    return instance.id, instance.service
+    return instance.id, instance.service, instance.namespace
 
 
 def declared(state: State) -> Declared:

@@ -25,6 +25,7 @@ NODES: Final = (
 )
 FEW: Final = st.sampled_from(["orders", "warehouse", "a"])
 """Names that meet often."""
+SELECTORS: Final = st.sampled_from([{"service": "orders"}, {"version": "v1"}, {"service": "a", "version": ""}])
 
 
 @st.composite
@@ -40,6 +41,9 @@ def changes(draw: st.DrawFn) -> tuple[bytes, bytes | None]:
         resource.metadata.name = draw(FEW)
         for target in named_by(resource):
             target.name = draw(FEW)
+        if resource.HasField("service") and resource.service.selector:
+            resource.service.ClearField("selector")
+            resource.service.selector.update(draw(SELECTORS))
         key, value = state.key_of(resource), state.stored(resource)
     return key, draw(st.sampled_from([value, value, None]))
 
@@ -140,3 +144,26 @@ def test_what_the_nodes_of_a_namespace_have_in_common_goes_with_the_last_of_them
     assert list(translator._scopes) == ["shop"]
     del first
     assert list(translator._scopes) == []
+
+
+def test_an_instance_that_registers_beside_a_node_brings_the_limits_of_its_labels() -> None:
+    now = of("""
+---
+apiVersion: remora.dev/v1
+kind: Service
+metadata: {name: gold, namespace: shop}
+spec: {selector: {tier: gold}}
+---
+apiVersion: remora.dev/v1
+kind: RateLimitPolicy
+metadata: {name: gold, namespace: shop}
+spec: {targetRefs: [{name: gold}], requests: 10}
+""")
+    translator = Translator()
+    translator.advance(now, None)
+    first = translator.snapshot(NODES[0])
+    instance = service_pb2.Instance(id="o", service="orders", namespace="shop", node_id=NODES[0].id)
+    instance.labels["tier"] = "gold"
+    now = after(now, [(keys.instance("shop", "orders", "o"), instance.SerializeToString())])
+    translator.advance(now, now.changed)
+    assert translator.snapshot(NODES[0], first).types[ROUTES].since(first.types[ROUTES]) == {"inbound", "outbound"}
