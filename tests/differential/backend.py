@@ -46,6 +46,8 @@ class Backend:
     """Times that the engine is known to have read all that was sent; see the action of that name."""
     accepted: int = 0
     """Connections that were made since the case began."""
+    forgets: bool = False
+    """What is over is not kept: for hundreds of thousands of calls, which would fill our memory and have it walked over again and again."""
     _tasks: dict[tuple[int, int], asyncio.Task[None]] = field(default_factory=dict)
     _released: asyncio.Event = field(default_factory=asyncio.Event)
     _server: asyncio.Server | None = None
@@ -96,6 +98,8 @@ class Backend:
         key = (id(conn), seen.id)
         if key in self._tasks or seen.headers is None or any(request.seen is seen for request in self.requests[-64:]):
             return
+        if self.forgets:
+            self._forget()
         number = len(self.requests)
         self.requests.append(Request(conn, seen))
         answer = self.answers[min(number, len(self.answers) - 1)] if self.answers else "ok"
@@ -103,6 +107,16 @@ class Backend:
             self._echo(conn, seen)  # the usual case, without a task
         else:
             self._tasks[key] = asyncio.get_running_loop().create_task(self._answer(conn, seen, answer))
+
+    def _forget(self) -> None:
+        self.connections = [conn for conn in self.connections if not conn.is_closed]
+        over = [request for request in self.requests if request.seen.is_done]
+        self.requests = [request for request in self.requests if not request.seen.is_done]
+        for request in over:
+            request.conn.streams.pop(request.seen.id, None)
+            task = self._tasks.pop((id(request.conn), request.seen.id), None)
+            if task is not None:
+                task.cancel()
 
     def _echo(self, conn: Wire, seen: Seen) -> None:
         conn.headers(seen, self._head(GRPC_OK), ended=False)

@@ -89,6 +89,7 @@ def _quiet(target: Target) -> Held:
 def _soak(seconds: float, warm_up: float, allowed: int) -> None:
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         target = Target(Path(folder))
+        target.backend.forgets = True
         target.open()
         try:
             asyncio.run(_load(target, warm_up))
