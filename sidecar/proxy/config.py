@@ -246,6 +246,8 @@ class LimitAction:
     header: bytes = b""
     is_optional: bool = False
     """Without the header the entry is left out, not the whole descriptor."""
+    is_empty_if_missing: bool = False
+    """A call without the header has an empty value: no caller gets round a limit by leaving it out. Not in Envoy's form."""
     matches: tuple["HeaderMatch", ...] = ()
     expects_match: bool = True
 

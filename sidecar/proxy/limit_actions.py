@@ -43,11 +43,11 @@ class DescriptorMaker:
         for action in self._actions:
             if action.said is Said.HEADER:
                 given = values.get(action.header)
-                if given is None:
-                    if action.is_optional:
-                        continue
+                if given is None and action.is_optional:
+                    continue
+                if given is None and not action.is_empty_if_missing:
                     return None
-                value = b",".join(given)
+                value = b",".join(given or ())
             elif action.said is Said.HEADER_MATCH:
                 if all(header_holds(match, values) for match in action.matches) is not action.expects_match:
                     return None

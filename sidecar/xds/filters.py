@@ -5,7 +5,9 @@ from typing import Any, Final
 
 from envoy.extensions.common.ratelimit.v3 import ratelimit_pb2
 
+from proto.mesh.v1 import policy_pb2
 from sidecar.proxy.config import (
+    Algorithm,
     FilterConfig,
     HttpFilter,
     LimitAction,
@@ -21,6 +23,14 @@ from sidecar.xds.supported import ConfigError, unpack
 from sidecar.xds.values import number_or, seconds
 
 DRAFT_03: Final = ratelimit_pb2.DRAFT_VERSION_03
+_ALGORITHMS: Final = {
+    policy_pb2.RateLimitPolicySpec.TokenBucket: Algorithm.TOKEN_BUCKET,
+    policy_pb2.RateLimitPolicySpec.LeakyBucket: Algorithm.LEAKY_BUCKET,
+    policy_pb2.RateLimitPolicySpec.SlidingWindow: Algorithm.SLIDING_WINDOW,
+    policy_pb2.RateLimitPolicySpec.SlidingLog: Algorithm.SLIDING_LOG,
+    policy_pb2.RateLimitPolicySpec.Gcra: Algorithm.GCRA,
+    policy_pb2.RateLimitPolicySpec.Concurrency: Algorithm.CONCURRENCY,
+}
 MAX_STAGE: Final = 10
 """Envoy's own bound."""
 
@@ -170,5 +180,41 @@ def _limit_action(message: Any, path: str) -> LimitAction:
     raise ConfigError(path, "an action is missing (RMR0110)")
 
 
-_READERS: Final[dict[str, Callable[[Any, str], FilterConfig]]] = {"LocalRateLimit": local_rate_limit}
+def own_rate_limit(message: Any, path: str) -> LocalRateLimit:
+    """remora.mesh.v1.RateLimitFilter: limits for which Envoy has no form."""
+    limiter = LimiterConfig(
+        message.requests,
+        seconds(message.interval),
+        message.burst,
+        _ALGORITHMS[message.algorithm],
+        seconds(message.max_wait),
+    )
+    if limiter.requests < 1 or (limiter.interval_s < MIN_FILL_INTERVAL_S and message.HasField("interval")):
+        raise ConfigError(path, f"{limiter.requests} in {limiter.interval_s:g} s is no rate (RMR0110)")
+    actions = tuple(_key_action(key) for key in message.keys)
+    entries = tuple((action.key, "") for action in actions)
+    return LocalRateLimit(
+        stat_prefix=message.policy,
+        limiter=None if actions else limiter,
+        enabled=1.0,
+        enforced=1.0 if message.is_enforced else 0.0,
+        as_resource_exhausted=True,
+        descriptors=(LimitDescriptor(entries, limiter),) if actions else (),
+        actions=(LimitActions(actions),) if actions else (),
+        counts_all=False,
+        max_keys=message.max_keys,
+    )
+
+
+def _key_action(key: Any) -> LimitAction:
+    if key.source == policy_pb2.LimitKey.RemoteAddress:
+        return LimitAction(Said.REMOTE_ADDRESS, "remote_address")
+    header = b":path" if key.source == policy_pb2.LimitKey.Method else key.header.lower().encode()
+    return LimitAction(Said.HEADER, header.decode(), header=header, is_empty_if_missing=True)
+
+
+_READERS: Final[dict[str, Callable[[Any, str], FilterConfig]]] = {
+    "LocalRateLimit": local_rate_limit,
+    "RateLimitFilter": own_rate_limit,
+}
 """By name of the message."""

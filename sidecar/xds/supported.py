@@ -26,6 +26,8 @@ from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf import any_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
 
+from proto.mesh.v1 import filters_pb2
+
 # Imported so that their types can be packed into `Any`.
 KNOWN_MODULES: Final = (
     bootstrap_pb2,
@@ -45,6 +47,7 @@ KNOWN_MODULES: Final = (
     tcp_proxy_pb2,
     tls_inspector_pb2,
     tls_pb2,
+    filters_pb2,
 )
 
 MAX_DEPTH: Final = 64
@@ -136,6 +139,8 @@ FIELDS: Final[dict[str, str]] = {
     "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit": "stat_prefix token_bucket filter_enabled "
     "filter_enforced rate_limited_as_resource_exhausted descriptors stage rate_limits always_consume_default_token_bucket "
     "max_dynamic_descriptors enable_x_ratelimit_headers",
+    "remora.mesh.v1.RateLimitFilter": "policy is_enforced algorithm requests interval burst max_wait keys max_keys",
+    "remora.mesh.v1.LimitKey": "header source",
     "envoy.extensions.common.ratelimit.v3.LocalRateLimitDescriptor": "entries token_bucket",
     "envoy.extensions.common.ratelimit.v3.RateLimitDescriptor.Entry": "key value",
     _ROUTE + "RateLimit": "stage actions",

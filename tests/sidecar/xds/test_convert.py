@@ -8,6 +8,7 @@ import pytest
 
 from sidecar.http2.connection import Settings
 from sidecar.proxy.config import (
+    Algorithm,
     Balance,
     ClusterConfig,
     Codec,
@@ -296,6 +297,32 @@ def test_listeners(tmp_path: Path) -> None:
                 counts_all=False,
                 max_keys=30,
                 tells_limits=True,
+            ),
+        ),
+        HttpFilter(
+            "own",
+            LocalRateLimit(
+                "shop/own",
+                None,
+                enabled=1.0,
+                enforced=1.0,
+                as_resource_exhausted=True,
+                descriptors=(
+                    LimitDescriptor(
+                        (("x-user", ""), ("remote_address", "")),
+                        LimiterConfig(7, 3.0, 8, Algorithm.LEAKY_BUCKET, 2.0),
+                    ),
+                ),
+                actions=(
+                    LimitActions(
+                        (
+                            LimitAction(Said.HEADER, "x-user", header=b"x-user", is_empty_if_missing=True),
+                            LimitAction(Said.REMOTE_ADDRESS, "remote_address"),
+                        )
+                    ),
+                ),
+                counts_all=False,
+                max_keys=50,
             ),
         ),
     )
