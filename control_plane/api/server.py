@@ -10,11 +10,13 @@ from typing import Final
 
 import grpc
 from envoy.service.discovery.v3 import ads_pb2
+from envoy.service.status.v3 import csds_pb2, csds_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from control_plane.ads.service import MAX_STREAMS, AdsService
 from control_plane.api import http
+from control_plane.api.client_status import ClientStatus
 from control_plane.api.entrance import Entrance
 from control_plane.api.identity import IdentityService
 from control_plane.api.reflected import Pool
@@ -102,12 +104,14 @@ async def running(
         api_pb2_grpc.add_RegistryServicer_to_server(RegistryService(Registry(store), mirror, ads), server)
         api_pb2_grpc.add_MeshServicer_to_server(MeshService(mirror, ads), server)
         identity_pb2_grpc.add_IdentityServicer_to_server(IdentityService(issuer, mirror), server)
+        csds_pb2_grpc.add_ClientStatusDiscoveryServiceServicer_to_server(ClientStatus(ads), server)
         server.add_generic_rpc_handlers((ads.handler(),))
         healths = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
         services = [service.full_name for service in api_pb2.DESCRIPTOR.services_by_name.values()]
         services += [service.full_name for service in identity_pb2.DESCRIPTOR.services_by_name.values()]
         services += [service.full_name for service in ads_pb2.DESCRIPTOR.services_by_name.values()]
+        services += [service.full_name for service in csds_pb2.DESCRIPTOR.services_by_name.values()]
         for name in ["", *services]:
             await healths.set(name, health_pb2.HealthCheckResponse.SERVING)
         reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server, Pool())

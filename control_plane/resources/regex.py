@@ -14,6 +14,8 @@ MAX_REPEATS: Final = 1000
 MAX_STEPS: Final = 5000
 """Size of the pattern with repetitions written out: RE2 refuses what needs more memory than it may have."""
 
+MAX_QUICK_REPEATS: Final = 3
+
 _ESCAPE: Final = r"\\(?:[dDwWsSnrtfva]|x[0-9a-fA-F]{2}|[!-/:-@\[-`{-~ ])"
 _TOKEN: Final = re.compile(
     rf"""
@@ -98,3 +100,30 @@ def _hint(pattern: str, position: int) -> str:
         if pattern.startswith(beginning, position):
             return words
     return f'"{pattern[position]}" cannot stand here'
+
+
+def is_quick(pattern: str) -> bool:
+    """True if Python's `re`, which tries and goes back, cannot take long over a short text.
+
+    That is so where nothing is repeated that holds a repetition or a choice, and little is repeated at all. The pattern must be one
+    that `fault` has nothing against.
+    """
+    has_choices = [False]
+    repeats, last_had_choices = 0, False
+    for token in _TOKEN.finditer(pattern):
+        match token.lastgroup:
+            case "open":
+                has_choices.append(False)
+            case "close":
+                last_had_choices = has_choices.pop()
+                has_choices[-1] |= last_had_choices
+                continue
+            case "repeat":
+                repeats += 1
+                if last_had_choices or repeats > MAX_QUICK_REPEATS:
+                    return False
+                has_choices[-1] = True
+            case _:
+                has_choices[-1] |= token.group() == "|"
+        last_had_choices = False
+    return True

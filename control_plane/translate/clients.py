@@ -49,6 +49,9 @@ class Profile:
         return self.client in PROXYLESS
 
 
+SIDECAR: Final = Profile()
+
+
 def profile(agent: str, version: str) -> Profile:
     """From a node's `user_agent_name` and `user_agent_version`.
 

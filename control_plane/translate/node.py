@@ -9,11 +9,11 @@ from google.protobuf import struct_pb2
 
 from control_plane.resources.errors import quoted
 from control_plane.resources.kinds import DEFAULT_NAMESPACE
-from control_plane.translate.clients import Profile, profile
+from control_plane.translate.clients import SIDECAR, Profile, profile
 
 MAX_ID: Final = 256
 """Characters; as of `Instance.node_id`."""
-MAX_BYTES: Final = 64 * 1024
+MAX_BYTES: Final = 16 * 1024
 """Of all that a node says of itself; it is kept as long as the node is connected."""
 LOOPBACK: Final = "127.0.0.1"
 _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
@@ -45,10 +45,10 @@ class Node:
     outbound_address: str = "127.0.0.1"
     outbound_port: int = 0
     """0: makes no calls by CONNECT."""
-    profile: Profile = Profile()
+    profile: Profile = SIDECAR
     """Which client it is, and how new."""
     said: bytes = field(default=b"", compare=False, repr=False)
-    """The core.v3.Node that it sent, serialised."""
+    """The core.v3.Node that it sent, serialised, but for the list of its extensions, which is long."""
 
 
 def read(message: Any) -> Node:
@@ -56,8 +56,12 @@ def read(message: Any) -> Node:
     fields = message.metadata.fields
     if not message.id or "service" not in fields or not fields["service"].string_value:
         raise BadNode("node.id and node.metadata.service must be given; `remora bootstrap` writes them")
-    if message.ByteSize() > MAX_BYTES:
-        raise BadNode(f"node: {message.ByteSize()} bytes; at most {MAX_BYTES} are taken")
+    kept = type(message)()
+    kept.CopyFrom(message)
+    kept.ClearField("extensions")
+    said = kept.SerializeToString()
+    if len(said) > MAX_BYTES:
+        raise BadNode(f"node: {len(said)} bytes beside its extensions; at most {MAX_BYTES} are taken")
     if len(message.id) > MAX_ID:
         raise BadNode(f"node.id: {len(message.id)} characters; at most {MAX_ID} are taken")
 
@@ -97,7 +101,7 @@ def read(message: Any) -> Node:
         outbound_address=address("outbound_address"),
         outbound_port=port("outbound_port"),
         profile=profile(agent, message.user_agent_version),
-        said=message.SerializeToString(),
+        said=said,
     )
 
 

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 SERVICES: Final = [
     "envoy.service.discovery.v3.AggregatedDiscoveryService",
+    "envoy.service.status.v3.ClientStatusDiscoveryService",
     "grpc.health.v1.Health",
     "grpc.reflection.v1alpha.ServerReflection",
     "remora.mesh.v1.Identity",
@@ -114,7 +115,7 @@ async def test_ads(plane: Plane) -> None:
     assert [item["name"] for item in json.loads(output)["resources"]] == ["outbound", "outbound_mesh"]
 
 
-@pytest.mark.parametrize("service", ["", *SERVICES[:1], *SERVICES[3:]])
+@pytest.mark.parametrize("service", ["", *SERVICES[:2], *SERVICES[4:]])
 async def test_health(plane: Plane, service: str) -> None:
     assert await call(plane, "grpc.health.v1.Health/Check", {"service": service}) == {"status": "SERVING"}
 

@@ -199,3 +199,22 @@ async def test_envoy_loads_every_pattern_that_is_taken(tmp_path: Path) -> None:
     )
     output, _ = await process.communicate()
     assert process.returncode == 0, output.decode()[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_quick"),
+    [
+        ("cart~[0-9]+", True),
+        ("(?:cart|shop)~.*", True),
+        ("(ab+)c*d{2,3}", True),
+        ("(a*)*b", False),
+        ("(a|a)*b", False),
+        ("((a|b)c){2}", False),
+        ("a*a*a*a*b", False),
+        (r"\(a*\)*", True),
+        ("[(|*]*", True),
+    ],
+)
+def test_a_pattern_that_cannot_take_long(pattern: str, is_quick: bool) -> None:
+    assert regex.fault(pattern) is None
+    assert regex.is_quick(pattern) is is_quick
