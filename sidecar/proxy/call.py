@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from sidecar.http2.connection import Stream
 from sidecar.http2.frames import ErrorCode
+from sidecar.policy.balance import ANY, Wish
 from sidecar.proxy import status as grpc_status
 from sidecar.proxy.decision import Plan
 from sidecar.proxy.status import Status
@@ -48,6 +49,7 @@ class Call(Timed):
         "uncredited",
         "up",
         "up_stream",
+        "wish",
     )
 
     def __init__(self, down: "Downstream", stream: Stream, plan: Plan, now: float, ended: bool) -> None:
@@ -82,6 +84,8 @@ class Call(Timed):
         self.tried: list[Endpoint] | None = None
         """Where it was refused, while it is tried again; None before and after."""
         self.deadline = 0.0
+        self.wish: Wish = ANY
+        """What it asks of the balancer."""
 
     def start(self) -> None:
         """Pass the steps, choose a cluster, go."""

@@ -6,22 +6,20 @@ and counters go on.
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
-from sidecar.policy.balance import (
-    Balancer,
-    LeastRequest,
-    RandomChoice,
-    RoundRobin,
-    WeightedLeastRequest,
-    WeightedRoundRobin,
-)
+from sidecar.policy.balance import ANY, Balancer, Latency
+from sidecar.policy.balancing import Assignment, Balance
+from sidecar.policy.spread import Group, Health, Level, Nobody, spread
+from sidecar.policy.subset import Subsets
+from sidecar.policy.zones import Home, Locality
 from sidecar.proxy.care import ConnectionCare, Stalled
-from sidecar.proxy.config import Balance, ClusterConfig, Codec, EndpointConfig, Limits
+from sidecar.proxy.config import ClusterConfig, Codec, EndpointConfig, Limits, LoadAssignment
 from sidecar.proxy.connect import ConnectError, connect, connect_http1, settled
 from sidecar.proxy.status import Status
+from sidecar.proxy.tls import security
 from sidecar.proxy.upstream import Upstream
 from sidecar.proxy.worker import Worker
 from sidecar.telemetry.stats import CallStats
@@ -37,13 +35,20 @@ LONGEST_BACKOFF_S: Final = 1.0
 class Endpoint:
     """One address: its connections and the calls that wait for one."""
 
-    def __init__(self, cluster: "Cluster", config: EndpointConfig) -> None:
+    def __init__(self, cluster: "Cluster", config: EndpointConfig, now: float) -> None:
+        balancing = cluster.config.balancing
         self.cluster = cluster
         self.config = config
         self.weight = config.weight
+        self.health = config.health
+        self.labels: Mapping[str, Hashable] = dict(config.labels)
+        self.hash_name = _hash_name(config, hashes_hostname=balancing.hashes_hostname)
+        self.since = now
+        """When it came, or became healthy."""
+        self.latency = Latency(balancing.first_latency_s, balancing.decay_s, now)
         self.active = 0
         """Calls that run or wait here."""
-        self.stats = cluster.stats_of(config.version)
+        self.stats = cluster.stats_of(config.version, security(cluster.config, config))
         self.ready: Upstream | None = None
         """The connection that takes the next call."""
         self.connections: list[Upstream] = []
@@ -57,11 +62,16 @@ class Endpoint:
     def __str__(self) -> str:
         return f"{self.config.host}:{self.config.port}"
 
-    def update(self, config: EndpointConfig) -> None:
-        """Take over a new weight, health and version."""
+    def update(self, config: EndpointConfig, now: float) -> None:
+        """Take over a new weight, health, version and labels."""
+        if config.health is Health.HEALTHY and self.health is not Health.HEALTHY:
+            self.since = now
         self.config = config
         self.weight = config.weight
-        self.stats = self.cluster.stats_of(config.version)
+        self.health = config.health
+        self.labels = dict(config.labels)
+        self.hash_name = _hash_name(config, hashes_hostname=self.cluster.config.balancing.hashes_hostname)
+        self.stats = self.cluster.stats_of(config.version, security(self.cluster.config, config))
 
     def take(self, call: "Call") -> None:
         """Send the call on a connection with room, or let it wait for one."""
@@ -118,9 +128,9 @@ class Endpoint:
             if wait > 0.0:
                 await asyncio.sleep(wait)
             if cluster.config.codec is Codec.HTTP1:
-                await connect_http1(cluster.config, self.config, cast(asyncio.Protocol, up))
+                await connect_http1(cluster.config, self.config, cast(asyncio.Protocol, up), worker.secrets)
             else:
-                await connect(cluster.config, self.config, lambda: cast(asyncio.BaseProtocol, up))
+                await connect(cluster.config, self.config, lambda: cast(asyncio.BaseProtocol, up), worker.secrets)
             await settled(cluster.config, self.config, up.settled)
         except ConnectError as error:
             reason = str(error)
@@ -217,7 +227,13 @@ class Cluster:
         """For metrics: clusters are named `outbound|SERVICE.NAMESPACE`, and the direction is a label of its own."""
         self.stats = self.stats_of("")
         self.endpoints: dict[tuple[str, int], Endpoint] = {}
-        self._balancer: Balancer[Endpoint] = RoundRobin((), worker.chance)
+        self.is_hashed = config.balancing.is_hashed
+        """True if a call's key decides where it goes."""
+        self.times_answers = config.balancing.policy is Balance.PEAK_EWMA
+        """True if endpoints are chosen by how slow they are."""
+        self._assignment = Assignment()
+        self._home: Home | None = None
+        self._balancer: Balancer[Endpoint] = Nobody()
         self.update_endpoints(config.endpoints)
         self.care.update(config.life)
 
@@ -225,9 +241,9 @@ class Cluster:
         """Those that take calls."""
         return [up for endpoint in self.endpoints.values() for up in endpoint.connections]
 
-    def stats_of(self, version: str) -> CallStats:
+    def stats_of(self, version: str, security: str = "") -> CallStats:
         """The counters for calls to endpoints of a version."""
-        return self.worker.stats.of_calls(self.direction, self.label, version)
+        return self.worker.stats.of_calls(self.direction, self.label, version, security)
 
     def set_direction(self, direction: str) -> None:
         """Count under this direction from now on: a cluster may come before the listener that leads to it."""
@@ -235,39 +251,47 @@ class Cluster:
             self.direction = direction
             self.stats = self.stats_of("")
             for endpoint in self.endpoints.values():
-                endpoint.stats = self.stats_of(endpoint.config.version)
+                endpoint.stats = self.stats_of(endpoint.config.version, security(self.config, endpoint.config))
 
-    def update_endpoints(self, configs: Iterable[EndpointConfig]) -> None:
+    def update_endpoints(self, assigned: LoadAssignment) -> None:
         """Balance over these from now on; those that are gone finish what they run."""
+        now = monotonic()
         fresh: dict[tuple[str, int], Endpoint] = {}
-        for config in configs:
+        for config in assigned.endpoints:
             key = (config.host, config.port)
             endpoint = self.endpoints.pop(key, None)
             if endpoint is None:
-                endpoint = Endpoint(self, config)
+                endpoint = Endpoint(self, config, now)
             else:
-                endpoint.update(config)
+                endpoint.update(config, now)
             fresh[key] = endpoint
         for gone in self.endpoints.values():
             gone.retire()
         self.endpoints = fresh
-        usable = [endpoint for endpoint in fresh.values() if endpoint.config.is_usable]
-        staying = sum(not endpoint.config.is_draining for endpoint in fresh.values())
-        if len(usable) < staying * self.config.panic_threshold or (not usable and self.config.panic_threshold):
-            usable = list(fresh.values())  # so few are left that they would break under the load: spread it over all
-        chance = self.worker.chance
-        is_even = len({endpoint.weight for endpoint in usable}) <= 1
-        match self.config.balance:
-            case Balance.RANDOM:
-                self._balancer = RandomChoice(usable, chance)
-            case Balance.LEAST_REQUEST:
-                self._balancer = LeastRequest(usable, chance) if is_even else WeightedLeastRequest(usable, chance)
-            case Balance.ROUND_ROBIN:
-                self._balancer = RoundRobin(usable, chance) if is_even else WeightedRoundRobin(usable, chance)
+        self._assignment = assigned.policy
+        self.rebalance()
+
+    def place(self, home: Home | None) -> None:
+        """Where this process and those like it run, from now on; None if that is not known."""
+        if home != self._home:
+            self._home = home
+            self.rebalance()
+
+    def rebalance(self) -> None:
+        """Balance anew: endpoints came, went, or are in other health (`Endpoint.health`)."""
+        levels = _levels(self.endpoints.values())
+        subsetting = self.config.balancing.subsetting
+        if subsetting is None or not subsetting.selectors:
+            self._balancer = self._over(levels, monotonic())
+        else:
+            self._balancer = Subsets(levels, subsetting, self._over)
+
+    def _over(self, levels: "Sequence[Level[Endpoint]]", now: float) -> Balancer[Endpoint]:
+        return spread(levels, self.config.balancing, self.worker.chance, now, self._assignment, self._home)
 
     def pick(self) -> Endpoint | None:
         """An endpoint for a connection that carries no calls."""
-        return self._balancer.pick()
+        return self._balancer.pick(ANY, 0, self.worker.now)
 
     def start(self, call: "Call") -> None:
         """Take a call in, if the limits allow."""
@@ -279,15 +303,16 @@ class Cluster:
         self._try(call)
 
     def _try(self, call: "Call") -> None:
-        endpoint = self._balancer.pick()
+        now = self.worker.now
+        endpoint = self._balancer.pick(call.wish, 0, now)
         tried = call.tried
         if tried is not None and endpoint is not None:
             retry = call.plan.decision.route.retry if call.plan.decision.route else None
             if retry is not None and retry.avoid_previous_hosts:
-                for _ in range(retry.host_selection_attempts):
+                for attempt in range(1, retry.host_selection_attempts + 1):
                     if endpoint not in tried:
                         break
-                    endpoint = self._balancer.pick()
+                    endpoint = self._balancer.pick(call.wish, attempt, now)
         call.tries += 1
         if endpoint is None:
             known = len(self.endpoints)
@@ -304,8 +329,8 @@ class Cluster:
 
     def another(self, call: "Call") -> Endpoint | None:
         """An endpoint in the place of one that is left alone: the call has not left, so this is no retry."""
-        for _ in range(2 * len(self.endpoints)):
-            endpoint = self._balancer.pick()
+        for attempt in range(1, 2 * len(self.endpoints) + 1):
+            endpoint = self._balancer.pick(call.wish, attempt, self.worker.now)
             if endpoint is not None and not endpoint.is_left_alone and endpoint not in (call.tried or ()):
                 return endpoint
         return None
@@ -357,3 +382,26 @@ class Cluster:
         self.care.stop()
         for endpoint in self.endpoints.values():
             endpoint.retire()
+
+
+def _hash_name(config: EndpointConfig, *, hashes_hostname: bool) -> bytes:
+    """By what an endpoint is found in consistent hashing: its label `hash_key`, else its name if that is wanted, else its address."""
+    for key, value in config.labels:
+        if key == "hash_key" and isinstance(value, str) and value:
+            return value.encode()
+    if hashes_hostname:
+        return config.hostname.encode()
+    return (f"[{config.host}]:{config.port}" if ":" in config.host else f"{config.host}:{config.port}").encode()
+
+
+def _levels(endpoints: Iterable[Endpoint]) -> list[Level[Endpoint]]:
+    """The endpoints by priority, and there by locality, in the order in which they came."""
+    levels: list[dict[Locality, list[Endpoint]]] = []
+    for endpoint in endpoints:
+        while len(levels) <= endpoint.config.priority:
+            levels.append({})
+        levels[endpoint.config.priority].setdefault(endpoint.config.locality, []).append(endpoint)
+    return [
+        tuple(Group(place, members[-1].config.locality_weight, tuple(members)) for place, members in level.items())
+        for level in levels
+    ]

@@ -3,18 +3,14 @@
 Defaults are Envoy's, so that an unset field means the same in both engines.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
 
 from sidecar.http2.connection import Settings
-
-
-class Balance(Enum):
-    """How an endpoint is chosen (Envoy: cluster.v3.Cluster.LbPolicy)."""
-
-    ROUND_ROBIN = "round_robin"
-    RANDOM = "random"
-    LEAST_REQUEST = "least_request"
+from sidecar.policy.balancing import Assignment, Balancing
+from sidecar.policy.spread import Health
+from sidecar.policy.zones import Locality
 
 
 class Secret:
@@ -64,14 +60,31 @@ class SanMatch:
 
 
 @dataclass(frozen=True, slots=True)
+class SecretRef:
+    """A secret that somebody else brings (Envoy: tls.v3.SdsSecretConfig)."""
+
+    source: str
+    """The static cluster whose endpoint serves it (SDS)."""
+    name: str
+
+    def __str__(self) -> str:
+        return f'"{self.name}" from "{self.source}"'
+
+
+@dataclass(frozen=True, slots=True)
 class TlsConfig:
     """TLS on a listener or to a cluster (Envoy: tls.v3.DownstreamTlsContext, UpstreamTlsContext).
 
-    Certificates, keys and CAs are values: a rotated one makes a new configuration.
+    Certificates, keys and CAs are values: a rotated one makes a new configuration. Those that are referred to are in
+    `Configuration.secrets`: a rotated one there changes neither listeners nor clusters, only what new connections use.
     """
 
     certificates: tuple[TlsCertificate, ...] = ()
     """At least one on a listener; one for each kind of key."""
+    certificate_ref: SecretRef | None = None
+    """Instead of `certificates`."""
+    trust_ref: SecretRef | None = None
+    """Instead of `trusted_ca`."""
     trusted_ca: bytes = b""
     """PEM; whom the peer's chain must lead to. Empty: on a listener clients are not asked, to a cluster anybody is taken."""
     sans: tuple[SanMatch, ...] = ()
@@ -84,6 +97,27 @@ class TlsConfig:
     """A listener's clients must show a certificate, as they must where there are `sans`; otherwise one that is shown must be good."""
     sni: str = ""
     """The name that is sent to an endpoint; empty sends none."""
+
+    @property
+    def refs(self) -> tuple[SecretRef, ...]:
+        """The secrets without which there is no connection."""
+        return tuple(ref for ref in (self.certificate_ref, self.trust_ref) if ref is not None)
+
+    @property
+    def security(self) -> str:
+        """Label of metrics for calls to endpoints: `mutual_tls` if this side shows a certificate, else `tls`."""
+        return "mutual_tls" if self.certificates or self.certificate_ref is not None else "tls"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsMatch:
+    """How endpoints with these labels are spoken to (Envoy: cluster.v3.Cluster.TransportSocketMatch)."""
+
+    name: str
+    labels: tuple[tuple[str, Hashable], ...]
+    """All of them must be the endpoint's."""
+    tls: TlsConfig | None = None
+    """None is plain text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +145,29 @@ class EndpointConfig:
     host: str
     port: int
     weight: int = 1
-    is_usable: bool = True
-    """False while its health is UNHEALTHY, DRAINING or TIMEOUT: no new calls, running ones finish."""
-    is_draining: bool = False
-    """It leaves on purpose, so it is no sign of trouble: it does not count towards the panic threshold."""
+    health: Health = Health.HEALTHY
+    """What is not usable gets no new calls; running ones finish."""
     version: str = ""
     """From the metadata `envoy.lb`: label of metrics."""
+    priority: int = 0
+    """Level; 0 is used first."""
+    locality: Locality = ("", "", "")
+    locality_weight: int = 0
+    """Of all endpoints of the locality together (Envoy: LocalityLbEndpoints.load_balancing_weight)."""
+    labels: tuple[tuple[str, Hashable], ...] = ()
+    """The metadata `envoy.lb`, for subsets."""
+    hostname: str = ""
+    tls_labels: tuple[tuple[str, Hashable], ...] = ()
+    """The metadata `envoy.transport_socket_match`, for `ClusterConfig.tls_matches`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadAssignment:
+    """The endpoints of a cluster (Envoy: endpoint.v3.ClusterLoadAssignment)."""
+
+    name: str
+    endpoints: tuple[EndpointConfig, ...] = ()
+    policy: Assignment = field(default_factory=Assignment)
 
 
 class Codec(Enum):
@@ -134,8 +185,8 @@ class ClusterConfig:
 
     name: str
     connect_timeout_s: float = 5.0
-    balance: Balance = Balance.ROUND_ROBIN
-    endpoints: tuple[EndpointConfig, ...] = ()
+    balancing: Balancing = field(default_factory=Balancing)
+    endpoints: LoadAssignment = LoadAssignment("")
     """Static endpoints; empty for EDS."""
     eds_name: str | None = None
     """Name of the ClusterLoadAssignment that brings the endpoints; None for static ones."""
@@ -149,12 +200,12 @@ class ClusterConfig:
     """Calls at once; one more is refused with flag UO."""
     max_retries: int = 3
     """Retries at once."""
-    panic_threshold: float = 0.5
-    """When the usable share of the endpoints is below this, all are used (Envoy: common_lb_config.healthy_panic_threshold)."""
     codec: Codec = Codec.HTTP2
     http2: Settings = field(default_factory=Settings)
     tls: TlsConfig | None = None
     """How endpoints are spoken to; None is plain text (Envoy: transport_socket)."""
+    tls_matches: tuple[TlsMatch, ...] = ()
+    """The first whose labels an endpoint has counts for it instead of `tls` (Envoy: transport_socket_matches)."""
     life: ConnectionLife = ConnectionLife()
     buffer_limit: int = 64 * 1024
     """Bytes that wait for an endpoint's socket before data is held back (Envoy: per_connection_buffer_limit_bytes, there 1 MiB if unset)."""
@@ -496,5 +547,16 @@ class Configuration:
     clusters: tuple[ClusterConfig, ...] = ()
     route_tables: tuple[RouteTable, ...] = ()
     """Those that came by RDS."""
-    endpoints: tuple[tuple[str, tuple[EndpointConfig, ...]], ...] = ()
-    """By name of the ClusterLoadAssignment."""
+    endpoints: tuple[LoadAssignment, ...] = ()
+    """Those that came by EDS."""
+    secrets: tuple[tuple[SecretRef, TlsCertificate | bytes], ...] = ()
+    """Those that came by SDS: certificates with their keys, and PEM of whom to trust."""
+
+    @property
+    def secret_refs(self) -> frozenset[SecretRef]:
+        """The secrets that listeners and clusters refer to."""
+        on_chains = (chain.tls for listener in self.listeners for chain in listener.all_chains)
+        to_clusters = (
+            tls for cluster in self.clusters for tls in (cluster.tls, *(each.tls for each in cluster.tls_matches))
+        )
+        return frozenset(ref for tls in (*on_chains, *to_clusters) if tls is not None for ref in tls.refs)

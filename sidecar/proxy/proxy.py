@@ -12,7 +12,15 @@ from typing import Final
 
 from sidecar.proxy.chain import Chain
 from sidecar.proxy.cluster import Cluster
-from sidecar.proxy.config import Configuration, Direction, HttpManager, Limits, ListenerConfig, RouteTable
+from sidecar.proxy.config import (
+    Configuration,
+    Direction,
+    HttpManager,
+    Limits,
+    ListenerConfig,
+    LoadAssignment,
+    RouteTable,
+)
 from sidecar.proxy.filters import FilterBook
 from sidecar.proxy.listener import Listener
 from sidecar.proxy.route import Router
@@ -58,6 +66,7 @@ class Proxy:
 
     def _swap(self, configuration: Configuration, opened: dict[str, Listener]) -> None:
         previous, self.configuration = self.configuration, configuration
+        self.worker.secrets = dict(configuration.secrets)
         tables = {table.name: table for table in configuration.route_tables}
         for name, listener in list(self.listeners.items()):
             if name in opened or all(name != config.name for config in configuration.listeners):
@@ -115,8 +124,8 @@ class Proxy:
                 label = direction.value if direction is not Direction.UNSPECIFIED else chain.config.stat_prefix
                 for name in _cluster_names(chain):
                     directions.setdefault(name, label)
-        endpoints = dict(configuration.endpoints)
-        endpoints_before = dict(previous.endpoints)
+        endpoints = {assigned.name: assigned for assigned in configuration.endpoints}
+        endpoints_before = {assigned.name: assigned for assigned in previous.endpoints}
         clusters: dict[str, Cluster] = {}
         for config in configuration.clusters:
             cluster = self.clusters.get(config.name)
@@ -128,9 +137,9 @@ class Proxy:
             elif config.name in directions:
                 cluster.set_direction(directions[config.name])
             if config.eds_name is not None:
-                assigned = endpoints.get(config.eds_name, ())
-                if is_new or assigned != endpoints_before.get(config.eds_name, ()):
-                    cluster.update_endpoints(assigned)
+                assigned = endpoints.get(config.eds_name)
+                if is_new or assigned != endpoints_before.get(config.eds_name):
+                    cluster.update_endpoints(assigned or LoadAssignment(config.eds_name))
             clusters[config.name] = cluster
         for name, cluster in self.clusters.items():
             if name not in clusters:

@@ -1,6 +1,7 @@
 """Envoy's bootstrap file (YAML or JSON) to what this process is told at its start."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +33,8 @@ class Bootstrap:
     """From `layered_runtime`."""
     node: bytes
     """The serialised core.v3.Node to present there."""
+    secret_sources: tuple[tuple[str, str], ...] = ()
+    """Static clusters by name, as gRPC's targets: `SecretRef.source` names one. One at a Unix socket (`pipe`) is only that."""
 
 
 def load(path: Path) -> Bootstrap:
@@ -81,10 +84,14 @@ def parse(document: dict[str, Any]) -> Bootstrap:
         listeners=tuple(convert.listener(item) for item in static.listeners),
         # A control plane that is found by DNS is found by gRPC; calls cannot be routed to it.
         clusters=tuple(
-            convert.cluster(item) for item in static.clusters if item is not steering or not _is_by_dns(item)
+            convert.cluster(item)
+            for item in static.clusters
+            if not (_is_by_dns(item) and item is steering) and not _pipe(item)
         ),
     )
     _check_routes(configuration)
+    sources = {cluster.name: _target(cluster) for cluster in static.clusters}
+    check_secrets(configuration, sources)
     return Bootstrap(
         configuration=configuration,
         admin=(message.admin.address.socket_address.address, message.admin.address.socket_address.port_value)
@@ -93,7 +100,37 @@ def parse(document: dict[str, Any]) -> Bootstrap:
         ads=ads,
         limits=runtime.limits(message.layered_runtime),
         node=message.node.SerializeToString(deterministic=True),
+        secret_sources=tuple(sources.items()),
     )
+
+
+def check_secrets(configuration: Configuration, sources: Mapping[str, str]) -> None:
+    """Every secret comes from a static cluster. Raises ConfigError."""
+    for ref in sorted(configuration.secret_refs, key=str):
+        if not sources.get(ref.source):
+            raise ConfigError(
+                f"secret[{ref.name}]", f'there is no static cluster "{ref.source}" with an endpoint to ask (RMR0125)'
+            )
+
+
+def _pipe(cluster: Any) -> str:
+    """The Unix socket of a cluster's only endpoint; empty if it has another kind."""
+    addresses = [
+        item.endpoint.address for locality in cluster.load_assignment.endpoints for item in locality.lb_endpoints
+    ]
+    return str(addresses[0].pipe.path) if len(addresses) == 1 and addresses[0].HasField("pipe") else ""
+
+
+def _target(cluster: Any) -> str:
+    """Where gRPC finds a cluster; empty if it has no address."""
+    if _pipe(cluster):
+        return f"unix:{_pipe(cluster)}"
+    for locality in cluster.load_assignment.endpoints:
+        for item in locality.lb_endpoints:
+            socket = item.endpoint.address.socket_address
+            host = f"[{socket.address}]" if ":" in socket.address else socket.address
+            return f"{host}:{socket.port_value}" if host else ""
+    return ""
 
 
 def _check_routes(configuration: Configuration) -> None:
@@ -136,7 +173,7 @@ def _is_by_dns(cluster: Any) -> bool:
 
 def _endpoints(cluster: Any) -> tuple[tuple[str, int], ...]:
     if not _is_by_dns(cluster):
-        return tuple((endpoint.host, endpoint.port) for endpoint in convert.cluster(cluster).endpoints)
+        return tuple((endpoint.host, endpoint.port) for endpoint in convert.cluster(cluster).endpoints.endpoints)
     sockets = [
         item.endpoint.address.socket_address
         for locality in cluster.load_assignment.endpoints

@@ -12,8 +12,11 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 
 from sidecar.http2.connection import Settings
+from sidecar.policy.balancing import Assignment
+from sidecar.policy.priority import OVERPROVISIONING
+from sidecar.policy.spread import Health
+from sidecar.policy.zones import Locality
 from sidecar.proxy.config import (
-    Balance,
     ChainMatch,
     ClusterConfig,
     Codec,
@@ -23,20 +26,30 @@ from sidecar.proxy.config import (
     FilterChain,
     HttpManager,
     ListenerConfig,
+    LoadAssignment,
     RetryPolicy,
     Route,
     RouteMatch,
     RouteTable,
     TcpProxy,
+    TlsMatch,
     VirtualHost,
 )
-from sidecar.xds import filters, tls
+from sidecar.xds import balancing, filters, tls
 from sidecar.xds.matching import header_match
 from sidecar.xds.supported import ConfigError, refuse_unsupported, unpack
 from sidecar.xds.values import number_or, regex, seconds, seconds_or
 
+_SOCKET_MATCH: Final = "envoy.transport_socket_match"
 _HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-_UNUSABLE: Final = frozenset((health_check_pb2.UNHEALTHY, health_check_pb2.DRAINING, health_check_pb2.TIMEOUT))
+_HEALTH: Final = {
+    health_check_pb2.UNHEALTHY: Health.UNHEALTHY,
+    health_check_pb2.TIMEOUT: Health.UNHEALTHY,
+    health_check_pb2.DRAINING: Health.LEAVING,
+    health_check_pb2.DEGRADED: Health.DEGRADED,
+}
+MAX_PRIORITY: Final = 128
+"""Envoy's own bound."""
 _RETRY_CONDITIONS: Final = ("connect-failure", "refused-stream", "reset-before-request")
 LARGEST_STREAM_WINDOW: Final = 1024 * 1024
 """To which windows grow that the configuration leaves to us."""
@@ -242,6 +255,7 @@ def http_manager(message: Any, path: str) -> HttpManager:
     specifier = message.WhichOneof("route_specifier")
     if specifier is None:
         raise ConfigError(path, "route_config or rds is needed (RMR0108)")
+    _needs_ads(message.rds.config_source, f"{path}.rds.config_source")
     upgrades = {upgrade.upgrade_type.lower() for upgrade in message.upgrade_configs if _is_enabled(upgrade)}
     return HttpManager(
         stat_prefix=message.stat_prefix,
@@ -349,7 +363,6 @@ def _route_match(message: Any, path: str) -> RouteMatch:
     raise ConfigError(path, "prefix, path, safe_regex or connect_matcher is needed (RMR0114)")
 
 
-
 def _retry(message: Any, path: str) -> RetryPolicy:
     conditions = {condition.strip() for condition in message.retry_on.split(",") if condition.strip()}
     unknown = sorted(conditions.difference(_RETRY_CONDITIONS))
@@ -379,23 +392,16 @@ def cluster(message: Any) -> ClusterConfig:
     """cluster.v3.Cluster."""
     path = f"cluster[{message.name}]"
     refuse_unsupported(message, path)
-    policies = {
-        cluster_pb2.Cluster.ROUND_ROBIN: Balance.ROUND_ROBIN,
-        cluster_pb2.Cluster.RANDOM: Balance.RANDOM,
-        cluster_pb2.Cluster.LEAST_REQUEST: Balance.LEAST_REQUEST,
-    }
-    if message.lb_policy not in policies:
-        name = cluster_pb2.Cluster.LbPolicy.Name(message.lb_policy)
-        raise ConfigError(f"{path}.lb_policy", f"{name}: ROUND_ROBIN, RANDOM and LEAST_REQUEST are supported (RMR0116)")
     eds_name: str | None = None
-    endpoints: tuple[EndpointConfig, ...] = ()
+    endpoints = LoadAssignment("")
     internal: str | None = None
     if message.type == cluster_pb2.Cluster.EDS:
         eds_name = message.eds_cluster_config.service_name or message.name
+        _needs_ads(message.eds_cluster_config.eds_config, f"{path}.eds_cluster_config.eds_config")
     elif message.type == cluster_pb2.Cluster.STATIC:
         internal = _internal_listener(message.load_assignment)
         if internal is None:
-            endpoints = load_assignment(message.load_assignment)[1]
+            endpoints = load_assignment(message.load_assignment)
     else:
         name = cluster_pb2.Cluster.DiscoveryType.Name(message.type)
         raise ConfigError(f"{path}.type", f"{name}: STATIC and EDS are supported (RMR0116)")
@@ -404,7 +410,7 @@ def cluster(message: Any) -> ClusterConfig:
     return ClusterConfig(
         name=message.name,
         connect_timeout_s=seconds(message.connect_timeout) if message.HasField("connect_timeout") else 5.0,
-        balance=policies[message.lb_policy],
+        balancing=balancing.balancing(message, path),
         endpoints=endpoints,
         eds_name=eds_name,
         internal_listener=internal,
@@ -412,17 +418,33 @@ def cluster(message: Any) -> ClusterConfig:
         max_pending_requests=limits["max_pending_requests"],
         max_requests=limits["max_requests"],
         max_retries=limits["max_retries"],
-        panic_threshold=message.common_lb_config.healthy_panic_threshold.value / 100
-        if message.common_lb_config.HasField("healthy_panic_threshold")
-        else 0.5,
         codec=codec,
         http2=http2,
         tls=tls.upstream(message.transport_socket, f"{path}.transport_socket")
         if message.HasField("transport_socket")
         else None,
+        tls_matches=_tls_matches(message.transport_socket_matches, f"{path}.transport_socket_matches"),
         life=life,
         buffer_limit=number_or(message, "per_connection_buffer_limit_bytes", 64 * 1024),
     )
+
+
+def _tls_matches(messages: Any, path: str) -> tuple[TlsMatch, ...]:
+    return tuple(
+        TlsMatch(
+            message.name,
+            balancing.labels(message.match),
+            tls.upstream(message.transport_socket, f"{path}[{number}].transport_socket")
+            if message.HasField("transport_socket")
+            else None,
+        )
+        for number, message in enumerate(messages)
+    )
+
+
+def _needs_ads(source: Any, path: str) -> None:
+    if source.HasField("api_config_source"):
+        raise ConfigError(f"{path}.api_config_source", "`ads: {}` is needed here (RMR0123)")
 
 
 def _cluster_http(message: Any, path: str) -> tuple[Codec, Settings, ConnectionLife]:
@@ -474,27 +496,45 @@ def _internal_listener(assignment: Any) -> str | None:
     return None
 
 
-def load_assignment(message: Any) -> tuple[str, tuple[EndpointConfig, ...]]:
-    """endpoint.v3.ClusterLoadAssignment: its name and its endpoints."""
+def load_assignment(message: Any) -> LoadAssignment:
+    """endpoint.v3.ClusterLoadAssignment."""
     path = f"load_assignment[{message.cluster_name}]"
     refuse_unsupported(message, path)
+    factor = number_or(message.policy, "overprovisioning_factor", OVERPROVISIONING)
+    if factor < 1:
+        raise ConfigError(f"{path}.policy.overprovisioning_factor", f"{factor}: 1 or more is needed (RMR0130)")
     found: list[EndpointConfig] = []
     for place, locality in enumerate(message.endpoints):
+        where = f"{path}.endpoints[{place}]"
+        if locality.priority > MAX_PRIORITY:
+            raise ConfigError(f"{where}.priority", f"{locality.priority}: 0 to {MAX_PRIORITY} are possible (RMR0130)")
+        name = (locality.locality.region, locality.locality.zone, locality.locality.sub_zone)
+        weight = locality.load_balancing_weight.value
         for number, item in enumerate(locality.lb_endpoints):
-            where = f"{path}.endpoints[{place}].lb_endpoints[{number}]"
-            host, port = _host_port(item.endpoint.address, f"{where}.endpoint.address")
-            if item.health_status == health_check_pb2.DEGRADED:
-                raise ConfigError(f"{where}.health_status", "DEGRADED is not supported by this sidecar (RMR0130)")
-            labels = item.metadata.filter_metadata
-            version = labels["envoy.lb"].fields["version"].string_value if "envoy.lb" in labels else ""
-            found.append(
-                EndpointConfig(
-                    host,
-                    port,
-                    weight=item.load_balancing_weight.value if item.HasField("load_balancing_weight") else 1,
-                    is_usable=item.health_status not in _UNUSABLE,
-                    is_draining=item.health_status == health_check_pb2.DRAINING,
-                    version=version,
-                )
-            )
-    return message.cluster_name, tuple(found)
+            found.append(_endpoint(item, f"{where}.lb_endpoints[{number}]", locality.priority, name, weight))
+    policy = Assignment(overprovisioning=factor, counts_weights=message.policy.weighted_priority_health)
+    return LoadAssignment(message.cluster_name, tuple(found), policy)
+
+
+def _endpoint(item: Any, path: str, priority: int, locality: Locality, locality_weight: int) -> EndpointConfig:
+    host, port = _host_port(item.endpoint.address, f"{path}.endpoint.address")
+    weight = number_or(item, "load_balancing_weight", 1)
+    if weight < 1:
+        raise ConfigError(f"{path}.load_balancing_weight", f"{weight}: 1 or more is needed (RMR0130)")
+    metadata = item.metadata.filter_metadata
+    labels = balancing.labels(metadata["envoy.lb"]) if "envoy.lb" in metadata else ()
+    tls_labels = balancing.labels(metadata[_SOCKET_MATCH]) if _SOCKET_MATCH in metadata else ()
+    version = next((value for name, value in labels if name == "version"), "")
+    return EndpointConfig(
+        host,
+        port,
+        weight=weight,
+        health=_HEALTH.get(item.health_status, Health.HEALTHY),
+        version=version if isinstance(version, str) else "",
+        priority=priority,
+        locality=locality,
+        locality_weight=locality_weight,
+        labels=labels,
+        hostname=item.endpoint.hostname,
+        tls_labels=tls_labels,
+    )

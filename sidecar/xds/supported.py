@@ -27,6 +27,7 @@ from google.protobuf import any_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
 
 from proto.mesh.v1 import filters_pb2
+from sidecar.xds import balancing_fields
 
 # Imported so that their types can be packed into `Any`.
 KNOWN_MODULES: Final = (
@@ -48,6 +49,7 @@ KNOWN_MODULES: Final = (
     tls_inspector_pb2,
     tls_pb2,
     filters_pb2,
+    *balancing_fields.MODULES,
 )
 
 MAX_DEPTH: Final = 64
@@ -78,6 +80,7 @@ OPAQUE: Final = frozenset(
         _CORE + "Metadata",
         "google.protobuf.Duration",
         "google.protobuf.UInt32Value",
+        "google.protobuf.UInt64Value",
         "google.protobuf.BoolValue",
         "google.protobuf.Struct",
     )
@@ -94,11 +97,12 @@ FIELDS: Final[dict[str, str]] = {
     _CORE + "ApiConfigSource": "api_type transport_api_version grpc_services set_node_on_first_message_only",
     _CORE + "GrpcService": "envoy_grpc",
     _CORE + "GrpcService.EnvoyGrpc": "cluster_name",
-    _CORE + "ConfigSource": "ads resource_api_version initial_fetch_timeout",
+    _CORE + "ConfigSource": "ads api_config_source resource_api_version initial_fetch_timeout",
     _CORE + "AggregatedConfigSource": "",
     _CORE + "TypedExtensionConfig": "name typed_config",
     "envoy.extensions.bootstrap.internal_listener.v3.InternalListener": "",
-    _CORE + "Address": "socket_address envoy_internal_address",
+    _CORE + "Address": "socket_address envoy_internal_address pipe",
+    _CORE + "Pipe": "path",
     _CORE + "SocketAddress": "address port_value protocol",
     _CORE + "EnvoyInternalAddress": "server_listener_name endpoint_id",
     _CORE + "Http2ProtocolOptions": "initial_stream_window_size initial_connection_window_size max_concurrent_streams "
@@ -112,7 +116,12 @@ FIELDS: Final[dict[str, str]] = {
     _CORE + "DataSource": "filename inline_bytes inline_string",
     _TLS + "DownstreamTlsContext": "common_tls_context require_client_certificate",
     _TLS + "UpstreamTlsContext": "common_tls_context sni",
-    _TLS + "CommonTlsContext": "tls_params tls_certificates validation_context alpn_protocols",
+    _TLS + "CommonTlsContext": "tls_params tls_certificates validation_context alpn_protocols "
+    "tls_certificate_sds_secret_configs validation_context_sds_secret_config combined_validation_context",
+    _TLS + "CommonTlsContext.CombinedCertificateValidationContext": "default_validation_context "
+    "validation_context_sds_secret_config",
+    _TLS + "SdsSecretConfig": "name sds_config",
+    _TLS + "Secret": "name tls_certificate validation_context",
     _TLS + "TlsParameters": "tls_minimum_protocol_version tls_maximum_protocol_version",
     _TLS + "TlsCertificate": "certificate_chain private_key",
     _TLS + "CertificateValidationContext": "trusted_ca match_typed_subject_alt_names",
@@ -173,21 +182,27 @@ FIELDS: Final[dict[str, str]] = {
     _ROUTE + "RetryPolicy.RetryHostPredicate": "name typed_config",
     "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate": "",
     _CLUSTER + "Cluster": "name type connect_timeout lb_policy load_assignment eds_cluster_config circuit_breakers "
-    "typed_extension_protocol_options common_lb_config transport_socket per_connection_buffer_limit_bytes",
-    _CLUSTER + "Cluster.CommonLbConfig": "healthy_panic_threshold",
+    "typed_extension_protocol_options common_lb_config transport_socket transport_socket_matches per_connection_buffer_limit_bytes "
+    "round_robin_lb_config least_request_lb_config ring_hash_lb_config maglev_lb_config lb_subset_config "
+    "load_balancing_policy",
+    _CLUSTER + "Cluster.TransportSocketMatch": "name match transport_socket",
     _CLUSTER + "Cluster.EdsClusterConfig": "eds_config service_name",
     _CLUSTER + "CircuitBreakers": "thresholds",
     _CLUSTER + "CircuitBreakers.Thresholds": "priority max_connections max_pending_requests max_requests max_retries",
     _UPSTREAM + "HttpProtocolOptions": "explicit_http_config common_http_protocol_options",
     _UPSTREAM + "HttpProtocolOptions.ExplicitHttpConfig": "http2_protocol_options http_protocol_options",
     _CORE + "Http1ProtocolOptions": "",
-    _ENDPOINT + "ClusterLoadAssignment": "cluster_name endpoints",
-    _ENDPOINT + "LocalityLbEndpoints": "locality lb_endpoints load_balancing_weight",
     _ENDPOINT + "LbEndpoint": "endpoint health_status metadata load_balancing_weight",
     _ENDPOINT + "Endpoint": "address hostname",
+    **balancing_fields.FIELDS,
 }
 
 _FIELD_SETS: Final = {name: frozenset(fields.split()) for name, fields in FIELDS.items()}
+
+
+def is_known(packed: any_pb2.Any) -> bool:
+    """True if the type of the message in an `Any` is supported."""
+    return packed.type_url.rpartition("/")[2] in _FIELD_SETS
 
 
 def unpack(packed: any_pb2.Any, path: str) -> Message:
@@ -218,6 +233,13 @@ def _faults(message: Message, path: str, depth: int) -> Iterator[ConfigError]:
         return
     if isinstance(message, any_pb2.Any):
         yield from _faults(unpack(message, path), path, depth + 1)
+        return
+    if isinstance(message, cluster_pb2.LoadBalancingPolicy):
+        # Those that are not known are for other engines: the first that is counts.
+        packed = [item.typed_extension_config.typed_config for item in message.policies]
+        first = next(filter(is_known, packed), None)
+        if first is not None:
+            yield from _faults(first, path, depth + 1)
         return
     allowed = _FIELD_SETS.get(name)
     if allowed is None:

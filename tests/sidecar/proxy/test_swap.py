@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.proxy.config import EndpointConfig
+from sidecar.proxy.config import EndpointConfig, LoadAssignment
 from sidecar.proxy.listener import ListenError
 from sidecar.xds.bootstrap import parse
 from tests.ports import free_ports
@@ -84,10 +84,10 @@ async def test_an_endpoint_that_is_taken_out_finishes_its_calls_and_loses_its_co
         a.begin([HOLD])
         client = await dial(port)
         known = proxy.configuration
-        await proxy.apply(replace(known, endpoints=(("both", (EndpointConfig("127.0.0.1", a.port),)),)))
+        await proxy.apply(replace(known, endpoints=(LoadAssignment("both", (EndpointConfig("127.0.0.1", a.port),)),)))
         old = start(client)
         await arrived(a, 1)
-        await proxy.apply(replace(known, endpoints=(("both", (EndpointConfig("127.0.0.1", b.port),)),)))
+        await proxy.apply(replace(known, endpoints=(LoadAssignment("both", (EndpointConfig("127.0.0.1", b.port),)),)))
         assert {origin(await call(client)) for _ in range(4)} == {"b"}
         assert not a.connections[0].is_closed
         a.release()

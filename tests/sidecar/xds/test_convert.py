@@ -7,9 +7,11 @@ from typing import Any, Final
 import pytest
 
 from sidecar.http2.connection import Settings
+from sidecar.policy.balance import SlowStart
+from sidecar.policy.balancing import Balance, Balancing
+from sidecar.policy.spread import Health
 from sidecar.proxy.config import (
     Algorithm,
-    Balance,
     ClusterConfig,
     Codec,
     ConnectionLife,
@@ -21,6 +23,7 @@ from sidecar.proxy.config import (
     LimitActions,
     LimitDescriptor,
     LimiterConfig,
+    LoadAssignment,
     LocalRateLimit,
     RetryPolicy,
     Route,
@@ -44,8 +47,8 @@ OPTIONS: Final = "typed_extension_protocol_options.envoy/extensions/upstreams/ht
 REFUSED: Final[dict[str, tuple[str, Any, str]]] = {
     "a balancer that is not there": (
         f"{CLUSTER}[0].lb_policy",
-        "MAGLEV",
-        "cluster[stock].lb_policy: MAGLEV: ROUND_ROBIN",
+        "CLUSTER_PROVIDED",
+        "cluster[stock].lb_policy: CLUSTER_PROVIDED: supported are ROUND_ROBIN",
     ),
     "a cluster by DNS": (f"{CLUSTER}[1].type", "STRICT_DNS", "cluster[accounts].type: STRICT_DNS: STATIC and EDS"),
     "a name for an address": (
@@ -59,10 +62,85 @@ REFUSED: Final[dict[str, tuple[str, Any, str]]] = {
         "load_assignment[accounts].endpoints[0].lb_endpoints[1].endpoint.address.socket_address.port_value: 70000 is no port",
     ),
     "UDP": (f"{LISTENER}.address.socket_address.protocol", "UDP", "listener[outbound].address: a TCP socket_address"),
-    "a degraded endpoint": (
-        f"{CLUSTER}[1].load_assignment.endpoints[0].lb_endpoints[0].health_status",
-        "DEGRADED",
-        "load_assignment[accounts].endpoints[0].lb_endpoints[0].health_status: DEGRADED is not supported",
+    "an endpoint of no weight": (
+        f"{CLUSTER}[1].load_assignment.endpoints[0].lb_endpoints[0].load_balancing_weight",
+        0,
+        "load_assignment[accounts].endpoints[0].lb_endpoints[0].load_balancing_weight: 0: 1 or more",
+    ),
+    "a level that is out of bounds": (
+        f"{CLUSTER}[1].load_assignment.endpoints[0].priority",
+        129,
+        "load_assignment[accounts].endpoints[0].priority: 129: 0 to 128",
+    ),
+    "no overprovisioning": (
+        f"{CLUSTER}[1].load_assignment.policy.overprovisioning_factor",
+        0,
+        "load_assignment[accounts].policy.overprovisioning_factor: 0: 1 or more",
+    ),
+    "a panic that is no percentage": (
+        f"{CLUSTER}[0].common_lb_config.healthy_panic_threshold",
+        {"value": 101},
+        "cluster[stock].common_lb_config.healthy_panic_threshold: 101 is no percentage",
+    ),
+    "zones for more than all calls": (
+        f"{CLUSTER}[1].common_lb_config.zone_aware_lb_config.routing_enabled",
+        {"value": 101},
+        "zone_aware_lb_config.routing_enabled: 101 is no percentage",
+    ),
+    "a choice of one": (
+        f"{CLUSTER}[0].least_request_lb_config.choice_count",
+        1,
+        "cluster[stock].least_request_lb_config.choice_count: 1: 2 or more",
+    ),
+    "a bias below nothing": (
+        f"{CLUSTER}[0].least_request_lb_config.active_request_bias.default_value",
+        -1.0,
+        "cluster[stock].least_request_lb_config.active_request_bias: -1: 0 or more",
+    ),
+    "a slow start that takes no time": (
+        f"{CLUSTER}[0].least_request_lb_config.slow_start_config.slow_start_window",
+        "0s",
+        "cluster[stock].least_request_lb_config.slow_start_config: a window of 1 ms or more",
+    ),
+    "a ring that ends before it begins": (
+        f"{CLUSTER}[4].ring_hash_lb_config.maximum_ring_size",
+        2,
+        "cluster[ring].ring_hash_lb_config: a ring of 7 to 2: the sizes must be in order",
+    ),
+    "a hash function that is not there": (
+        f"{CLUSTER}[4].ring_hash_lb_config.hash_function",
+        "MURMUR_HASH_2",
+        "cluster[ring].ring_hash_lb_config.hash_function: only XX_HASH",
+    ),
+    "a table whose size is no prime": (
+        f"{CLUSTER}[5].maglev_lb_config.table_size",
+        65_536,
+        "cluster[maglev].maglev_lb_config.table_size: 65536: a prime up to 5000011",
+    ),
+    "a fallback to all keys": (
+        f"{CLUSTER}[5].lb_subset_config.subset_selectors[0].fallback_keys_subset",
+        ["version", "stage"],
+        "cluster[maglev].lb_subset_config.subset_selectors[0].fallback_keys_subset: some of the keys",
+    ),
+    "a fallback to keys without saying so": (
+        f"{CLUSTER}[5].lb_subset_config.subset_selectors[0].fallback_policy",
+        "ANY_ENDPOINT",
+        "cluster[maglev].lb_subset_config.subset_selectors[0].fallback_keys_subset: counts with KEYS_SUBSET only",
+    ),
+    "subsets beside a policy that does not know them": (
+        f"{CLUSTER}[7].lb_subset_config",
+        {"fallback_policy": "ANY_ENDPOINT"},
+        "cluster[typed].lb_subset_config: does not count beside load_balancing_policy",
+    ),
+    "a list of policies of which none is known": (
+        f"{CLUSTER}[7].load_balancing_policy.policies",
+        [],
+        "cluster[typed].load_balancing_policy.policies: none is supported: it is empty",
+    ),
+    "an average that forgets at once": (
+        f"{CLUSTER}[8].load_balancing_policy.policies[0].typed_extension_config.typed_config.decay",
+        "0s",
+        "typed_config.decay: must be above 0",
     ),
     "limits of high priority": (
         f"{CLUSTER}[0].circuit_breakers.thresholds[0].priority",
@@ -239,31 +317,50 @@ def test_a_value_that_is_not_taken_is_refused_with_its_place_and_a_way_out(what:
 
 
 def test_clusters(tmp_path: Path) -> None:
-    stock, accounts, mesh, control_plane = parse(document(tmp_path)).configuration.clusters
+    stock, accounts, mesh, control_plane, *_ = parse(document(tmp_path)).configuration.clusters
     assert stock == ClusterConfig(
         name="stock",
         connect_timeout_s=1.0,
-        balance=Balance.LEAST_REQUEST,
+        balancing=Balancing(
+            Balance.LEAST_REQUEST,
+            choices=3,
+            active_request_bias=0.5,
+            slow_start=SlowStart(20.0, aggression=2.0, least=0.2),
+            panic_threshold=25.0,
+        ),
         eds_name="stock.shop",
         max_connections=5,
         max_pending_requests=6,
         max_requests=7,
         max_retries=8,
-        panic_threshold=0.25,
         http2=Settings(initial_stream_window=70_000, largest_stream_window=0),
         life=ConnectionLife(idle_timeout_s=45.0),
         buffer_limit=65_537,
         tls=stock.tls,
     )
     assert stock.tls is not None and stock.tls.sni == "stock.shop"
-    assert accounts.balance is Balance.RANDOM and accounts.codec is Codec.HTTP1
-    assert accounts.endpoints == (
-        EndpointConfig("127.0.0.1", 7001, weight=3, is_usable=False, is_draining=True, version="v2"),
-        EndpointConfig("::1", 7002),
+    assert accounts.balancing.policy is Balance.RANDOM and accounts.codec is Codec.HTTP1
+    assert accounts.endpoints.endpoints == (
+        EndpointConfig(
+            "127.0.0.1",
+            7001,
+            weight=3,
+            health=Health.LEAVING,
+            version="v2",
+            priority=1,
+            locality=("eu", "a", "1"),
+            locality_weight=1,
+            labels=(("version", "v2"),),
+            hostname="accounts-1",
+            tls_labels=accounts.endpoints.endpoints[0].tls_labels,
+        ),
+        EndpointConfig("::1", 7002, priority=1, locality=("eu", "a", "1"), locality_weight=1),
     )
     assert mesh.internal_listener == "mesh"
     assert control_plane == ClusterConfig(
-        "control-plane", endpoints=(EndpointConfig("127.0.0.1", 15010),), http2=control_plane.http2
+        "control-plane",
+        endpoints=LoadAssignment("control-plane", (EndpointConfig("127.0.0.1", 15010),)),
+        http2=control_plane.http2,
     )
 
 

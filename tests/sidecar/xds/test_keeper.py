@@ -138,7 +138,7 @@ async def test_a_file_that_cannot_be_used_is_named_and_nothing_breaks(
                 await configured(ads, port, a.port)
             _spoil(path, parse(document).node)
             await ads.stop()
-        said = {"damaged": "bytes where", "foreign": "of another node", "unsupported": "MAGLEV"}[fault]
+        said = {"damaged": "bytes where", "foreign": "of another node", "unsupported": "CLUSTER_PROVIDED"}[fault]
         caplog.clear()
         with caplog.at_level(logging.ERROR, "remora.xds"):
             async with sidecar(document, path) as it:
@@ -165,7 +165,7 @@ def _spoil(path: Path, node: bytes) -> None:
     from sidecar.xds.snapshot import pack, unpack, write
 
     item = any_pb2.Any()
-    json_format.ParseDict({"@type": CLUSTER, **eds_cluster("stock", lb_policy="MAGLEV")}, item)
+    json_format.ParseDict({"@type": CLUSTER, **eds_cluster("stock", lb_policy="CLUSTER_PROVIDED")}, item)
     found = unpack(path.read_bytes(), node)
     spoiled = [replace(part, resources=(item.value,)) if part.type_url == CLUSTER else part for part in found.parts]
     write(path, pack(node, replace(found, parts=tuple(spoiled))))

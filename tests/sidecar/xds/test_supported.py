@@ -24,7 +24,6 @@ WITHOUT_EFFECT: Final = {
     },
     "the sidecar has it without being asked": {
         "envoy.config.bootstrap.v3.Bootstrap bootstrap_extensions",
-        "envoy.config.core.v3.TypedExtensionConfig typed_config",
         "envoy.config.core.v3.ApiConfigSource set_node_on_first_message_only",
         "envoy.config.core.v3.Http2ProtocolOptions override_stream_error_on_invalid_http_message",
     },
@@ -42,32 +41,26 @@ WITHOUT_EFFECT: Final = {
     "names of statistics and runtime keys, which are Envoy's": {
         "envoy.config.listener.v3.Listener stat_prefix",
         "envoy.config.core.v3.RuntimeFractionalPercent runtime_key",
+        "envoy.config.core.v3.RuntimeDouble runtime_key",
     },
     "limits of RE2's programs, of which there are none": {
         "envoy.type.matcher.v3.RegexMatcher google_re2",
         "envoy.type.matcher.v3.RegexMatcher.GoogleRE2 max_program_size",
     },
-    "Envoy looks at it only with settings that are refused here": {
-        "envoy.config.endpoint.v3.LocalityLbEndpoints locality",
-        "envoy.config.endpoint.v3.LocalityLbEndpoints load_balancing_weight",
-        "envoy.config.core.v3.Locality region",
-        "envoy.config.core.v3.Locality zone",
-        "envoy.config.core.v3.Locality sub_zone",
-        "envoy.config.endpoint.v3.Endpoint hostname",
-    },
     "a label": {
         "envoy.config.core.v3.EnvoyInternalAddress endpoint_id",
-        "envoy.config.endpoint.v3.ClusterLoadAssignment cluster_name",
     },
     "only the default is supported, or does what being unset does": {
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig enabled",
         "envoy.config.route.v3.RouteAction.UpgradeConfig enabled",
+        "envoy.extensions.load_balancing_policies.ring_hash.v3.RingHash hash_function",
     },
 }
 """Supported fields that change nothing, with the reason why that is right."""
 ONLY_DEFAULTS: Final = {
     "envoy.config.core.v3.SocketAddress protocol",
     "envoy.config.cluster.v3.CircuitBreakers.Thresholds priority",
+    "envoy.config.cluster.v3.Cluster.RingHashLbConfig hash_function",
 }
 """Numbers of which only 0 is supported, so that a message that sets them looks as one that does not."""
 
