@@ -41,6 +41,8 @@ class Origin:
     own: Own
     limits: object
     beside: tuple[object, ...]
+    shares: tuple[object, ...]
+    """Of the limits that depend on how many instances there are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from control_plane.translate.advance import advance
 from control_plane.translate.content import Content, Shared, field
 from control_plane.translate.node import Node
 from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, LISTENER, ROUTES, Origin, Own, Snapshot
-from control_plane.translate.view import Key, MeshView, ServiceView, cluster_name
+from control_plane.translate.view import Key, MeshView, ServiceView, cluster_name, limits
 
 _LISTENERS: Final = Shared({resources.OUTBOUND_MESH: resources.mesh_listener()})
 _NONE: Final[dict[str, bytes]] = {}
@@ -113,15 +113,17 @@ class Translator:
     def _own(self, node: Node, last: Snapshot | None) -> Own:
         if last is None or last.origin is None:
             return snapshots.own(self.mesh, node)
-        limits, beside = self._basis(node)
-        if last.origin.limits is limits and last.origin.beside == beside:
+        limits, beside, shares = self._basis(node)
+        if last.origin.limits is limits and last.origin.beside == beside and last.origin.shares == shares:
             return last.origin.own
         own = snapshots.own(self.mesh, node)
         return last.origin.own if own == last.origin.own else own
 
-    def _basis(self, node: Node) -> tuple[object, tuple[object, ...]]:
+    def _basis(self, node: Node) -> tuple[object, tuple[object, ...], tuple[object, ...]]:
         """All that a node's own resources are made of, beside what it says of itself."""
-        return self.mesh.declared.limits, self.mesh.present.by_node.get(node.id, ())
+        declared = self.mesh.declared
+        shares = limits(self.mesh, node) if declared.has_shares else ()
+        return declared.limits, self.mesh.present.by_node.get(node.id, ()), shares
 
 
 def _routing(mesh: MeshView, key: Key) -> ServiceView | None:

@@ -81,6 +81,32 @@ class LimitView:
     keys: tuple[tuple[str, policy_pb2.LimitKey.Source.ValueType], ...] = ()
     """(header, source) of what tells calls apart; one of the two is set."""
     max_keys: int = 0
+    is_shared: bool = False
+    """It is for all instances together; each enforces its share."""
+
+    def share(self, instances: int) -> "LimitView":
+        """What one of so many instances enforces, so that all together take what the limit says."""
+        if not self.is_shared or instances <= 1:
+            return self
+        algorithms = policy_pb2.RateLimitPolicySpec
+        if self.algorithm in (algorithms.SlidingWindow, algorithms.SlidingLog, algorithms.Concurrency):
+            return replace(self, requests=_share(self.requests, instances), burst=_share(self.burst, instances))
+        # As many in a longer time: exact, where a share of the calls would be rounded.
+        return replace(self, interval_ns=self.interval_ns * instances, burst=_share(self.burst, instances))
+
+
+def _share(count: int, instances: int) -> int:
+    """Rounded up: each instance takes at least one."""
+    return -(-count // instances)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitTarget:
+    """A service that a rate limit counts for."""
+
+    service: Key
+    selector: Mapping[str, str]
+    limit: LimitView
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +120,13 @@ class Declared:
     rules: Mapping[Key, list[RuleView]] = field(default_factory=dict)
     selectors: Mapping[str, Mapping[Key, Mapping[str, str]]] = field(default_factory=dict)
     """By namespace: the services that choose their instances by labels."""
-    limits: tuple[tuple[str, Mapping[str, str], LimitView], ...] = ()
-    """(namespace, selector, limit) of every service that a rate limit counts for; in order of the service."""
+    limits: tuple[LimitTarget, ...] = ()
+    """Every service that a rate limit counts for, in order."""
+
+    @property
+    def has_shares(self) -> bool:
+        """True if what an instance enforces depends on how many there are."""
+        return any(target.limit.is_shared for target in self.limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +299,7 @@ def _views(route: api_pb2.Resource, age: int) -> Iterator[tuple[tuple[int, int, 
             yield rank, RuleView(name, match.SerializeToString(deterministic=True), tuple(shares.items()))
 
 
-def _limits(state: State) -> tuple[tuple[str, Mapping[str, str], LimitView], ...]:
+def _limits(state: State) -> tuple[LimitTarget, ...]:
     found = []
     for (namespace, target), policy in sorted(targets(state, "RateLimitPolicy").items()):
         spec = policy.rate_limit_policy
@@ -282,8 +313,9 @@ def _limits(state: State) -> tuple[tuple[str, Mapping[str, str], LimitView], ...
             max_wait_ns=spec.max_wait.ToNanoseconds(),
             keys=tuple((key.header, key.source) for key in spec.keys),
             max_keys=spec.max_keys or (MAX_KEYS if spec.keys else 0),
+            is_shared=spec.scope == policy_pb2.RateLimitPolicySpec.Service,
         )
-        found.append((namespace, state.selector(namespace, target), limit))
+        found.append(LimitTarget((namespace, target), state.selector(namespace, target), limit))
     return tuple(found)
 
 
@@ -293,9 +325,16 @@ def limits(mesh: MeshView, node: Node) -> tuple[LimitView, ...]:
     said = service_pb2.Instance(service=node.service, namespace=node.namespace, version=node.version)
     beside = [said, *mesh.present.by_node.get(node.id, ())]
     found = [
-        limit
-        for namespace, selector, limit in mesh.declared.limits
-        if namespace == node.namespace
-        and any(instance.namespace == namespace and selects(selector, instance) for instance in beside)
+        target.limit.share(_live(mesh, target.service)) if target.limit.is_shared else target.limit
+        for target in mesh.declared.limits
+        if target.service[0] == node.namespace
+        and any(item.namespace == node.namespace and selects(target.selector, item) for item in beside)
     ]
     return tuple(dict.fromkeys(found))
+
+
+def _live(mesh: MeshView, key: Key) -> int:
+    """Instances that share a service's calls now."""
+    service = mesh.by_name.get(key)
+    away = (service_pb2.UNHEALTHY, service_pb2.DRAINING)
+    return sum(endpoint.health not in away for endpoint in service.endpoints) if service is not None else 0

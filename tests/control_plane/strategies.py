@@ -87,14 +87,26 @@ def _balancing(draw: st.DrawFn) -> policy_pb2.LoadBalancingPolicySpec:
 
 @st.composite
 def _limits(draw: st.DrawFn) -> policy_pb2.RateLimitPolicySpec:
-    made = policy_pb2.RateLimitPolicySpec(
+    spec = policy_pb2.RateLimitPolicySpec
+    algorithm = draw(st.sampled_from(spec.Algorithm.values()))
+    made = spec(
         target_refs=draw(_target_refs()),
         mode=draw(st.sampled_from(policy_pb2.Mode.values())),
-        requests=draw(st.integers(1, 100_000_000)),
-        burst=draw(st.integers(0, 100_000_000)),
+        algorithm=algorithm,
+        requests=draw(st.integers(1, 10_000 if algorithm == spec.SlidingLog else 100_000_000)),
+        scope=draw(st.sampled_from(spec.Scope.values())),
     )
-    if draw(st.booleans()):
+    if algorithm in (spec.TokenBucket, spec.Gcra):
+        made.burst = draw(st.integers(0, 100_000_000))
+    if algorithm != spec.Concurrency and draw(st.booleans()):
         made.interval.FromNanoseconds(draw(st.integers(50_000_000, 86_400 * 10**9)))
+    if algorithm == spec.LeakyBucket and draw(st.booleans()):
+        made.max_wait.FromNanoseconds(draw(st.integers(0, 60 * 10**9)))
+    keys = st.sampled_from([("x-user", 0), ("x-tier", 0), ("", 1), ("", 2)])
+    for header, source in draw(st.lists(keys, max_size=4, unique=True)):
+        made.keys.add(header=header, source=policy_pb2.LimitKey.Source.Name(source))
+    if made.keys:
+        made.max_keys = draw(st.integers(0, 1_000_000))
     return made
 
 

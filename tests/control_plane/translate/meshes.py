@@ -30,7 +30,7 @@ from control_plane.translate import view
 from control_plane.translate.conditions import Conditions
 from control_plane.translate.node import Node
 from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, LISTENER, ROUTES, Snapshot, build
-from proto.mesh.v1 import api_pb2, service_pb2
+from proto.mesh.v1 import api_pb2, filters_pb2, policy_pb2, service_pb2
 
 REVISION: Final = 7
 
@@ -59,9 +59,9 @@ def state_of(resources: list[api_pb2.Resource], instances: list[service_pb2.Inst
     )
 
 
-def node_of(service: str, namespace: str, **metadata: str | int) -> Node:
+def node_of(service: str, namespace: str, engine: str = "envoy", **metadata: str | int) -> Node:
     """A node as it would say of itself."""
-    message = base_pb2.Node(id=f"{service}.{namespace}~1", user_agent_name="envoy")
+    message = base_pb2.Node(id=f"{service}.{namespace}~1", user_agent_name=engine)
     message.metadata.update({"service": service, "namespace": namespace, **metadata})
     return node_reader.read(message)
 
@@ -84,7 +84,7 @@ def read(text: str) -> Mesh:
                 if where in options:
                     host, _, port = options[where].rpartition(":")
                     metadata |= {f"{where}_address": host, f"{where}_port": int(port), "app_port": 9000}
-            node = node_of(name, namespace, **metadata)
+            node = node_of(name, namespace, options.get("engine", "envoy"), **metadata)
         else:
             instances.append(_instance(words, options))
     return Mesh(state_of(load(documents, "mesh.yaml") if documents else [], instances), node, shown)
@@ -181,12 +181,25 @@ def _listeners(mesh: Mesh, snapshot: Snapshot) -> Iterator[str]:
             yield f"  places for rate limits: {len(places)}"
     for host in _inbound_hosts(snapshot):
         for _, packed in sorted(host.typed_per_filter_config.items()):
-            limit = local_rate_limit_pb2.LocalRateLimit()
-            packed.Unpack(limit)
-            bucket = limit.token_bucket
-            enforced = limit.filter_enforced.default_value.numerator
-            every = f"{bucket.tokens_per_fill.value} per {bucket.fill_interval.ToNanoseconds() / 1e9:g}s"
-            yield f"limit {limit.stat_prefix}: {every}, burst {bucket.max_tokens}, {'enforced' if enforced else 'shadow'}"
+            yield _limit(packed)
+
+
+def _limit(packed: Any) -> str:
+    own, limit = filters_pb2.RateLimitFilter(), local_rate_limit_pb2.LocalRateLimit()
+    if packed.Unpack(own):
+        algorithm = policy_pb2.RateLimitPolicySpec.Algorithm.Name(own.algorithm)
+        every = f"{own.requests} per {own.interval.ToNanoseconds() / 1e9:g}s, burst {own.burst}"
+        keys = "".join(f", each {key.header or key.Source.Name(key.source)}" for key in own.keys)
+        wait = f", wait {own.max_wait.ToNanoseconds() / 1e9:g}s" if own.max_wait.ToNanoseconds() else ""
+        return f"own limit {own.policy}: {algorithm} {every}{wait}{keys}, {'enforced' if own.is_enforced else 'shadow'}"
+    packed.Unpack(limit)
+    bucket = limit.descriptors[0].token_bucket if limit.descriptors else limit.token_bucket
+    keys = "".join(f", each {entry.key}" for item in limit.descriptors for entry in item.entries)
+    enforced = limit.filter_enforced.default_value.numerator
+    every = f"{bucket.tokens_per_fill.value} per {bucket.fill_interval.ToNanoseconds() / 1e9:g}s"
+    return (
+        f"limit {limit.stat_prefix}: {every}, burst {bucket.max_tokens}{keys}, {'enforced' if enforced else 'shadow'}"
+    )
 
 
 def _inbound_hosts(snapshot: Snapshot) -> Iterator[Any]:
