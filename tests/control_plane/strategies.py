@@ -102,9 +102,9 @@ def _limits(draw: st.DrawFn) -> policy_pb2.RateLimitPolicySpec:
         made.interval.FromNanoseconds(draw(st.integers(50_000_000, 86_400 * 10**9)))
     if algorithm == spec.LeakyBucket and draw(st.booleans()):
         made.max_wait.FromNanoseconds(draw(st.integers(0, 60 * 10**9)))
-    keys = st.sampled_from([("x-user", 0), ("x-tier", 0), ("", 1), ("", 2)])
+    keys = st.sampled_from([("x-user", "Header"), ("x-tier", "Header"), ("", "RemoteAddress"), ("", "Method")])
     for header, source in draw(st.lists(keys, max_size=4, unique=True)):
-        made.keys.add(header=header, source=policy_pb2.LimitKey.Source.Name(source))
+        made.keys.add(header=header, source=policy_pb2.LimitKey.Source.Value(source))
     if made.keys:
         made.max_keys = draw(st.integers(0, 1_000_000))
     return made
