@@ -21,6 +21,8 @@ HOT = [
     "sidecar/policy/limiting/limiter.py",
     "sidecar/policy/limiting/sliding_window.py",
     "sidecar/policy/limiting/token_bucket.py",
+    "sidecar/policy/retry.py",
+    "sidecar/proxy/attempts.py",
     "sidecar/proxy/call.py",
     "sidecar/proxy/cluster.py",
     "sidecar/proxy/decision.py",

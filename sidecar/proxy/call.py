@@ -12,12 +12,11 @@ from sidecar.proxy.status import Status
 from sidecar.proxy.timers import Timed
 
 if TYPE_CHECKING:
-    from sidecar.proxy.cluster import Cluster, Endpoint
+    from sidecar.proxy.attempts import Attempts
+    from sidecar.proxy.cluster import Cluster, Endpoint, Load
     from sidecar.proxy.downstream import Downstream
     from sidecar.proxy.upstream import Upstream
 
-MAX_REPLAY: Final = 64 * 1024
-"""Bytes of a request that are kept for another try; a longer request is tried once."""
 SHORTEST_HOLD_S: Final = 0.01
 """A call that was held for less is handed on with the `grpc-timeout` that it came with."""
 
@@ -26,6 +25,7 @@ class Call(Timed):
     """From its request's headers to its status. Ends exactly once, in `finish`."""
 
     __slots__ = (
+        "attempts",
         "body",
         "body_size",
         "cluster",
@@ -40,12 +40,11 @@ class Call(Timed):
         "is_done",
         "is_request_over",
         "is_responded",
+        "load",
         "plan",
         "response_fields",
         "started",
         "trailers",
-        "tried",
-        "tries",
         "uncredited",
         "up",
         "up_stream",
@@ -80,9 +79,10 @@ class Call(Timed):
         """What steps keep for the call until it is over: step, and what it holds; None if nothing."""
         self.response_fields = b""
         """Encoded fields that steps add to the response's headers."""
-        self.tries = 0
-        self.tried: list[Endpoint] | None = None
-        """Where it was refused, while it is tried again; None before and after."""
+        self.load: Load | None = None
+        """What it counts towards; None before it came to a cluster."""
+        self.attempts: Attempts | None = None
+        """None while there is nothing to say about its tries."""
         self.deadline = 0.0
         self.wish: Wish = ANY
         """What it asks of the balancer."""
@@ -138,10 +138,12 @@ class Call(Timed):
             self.is_request_over = True
             if self.plan.response_timeout_s:
                 self._await_response()
+        if self.attempts is not None:
+            self._note_request(ended)
         if body is not None:
             body.append(payload)
             self.body_size += len(payload)
-            if up_stream is not None and self.body_size > MAX_REPLAY:
+            if up_stream is not None and self.body_size > self.plan.decision.replay_limit:
                 self.body = None
         if up_stream is None:
             self.uncredited += credit
@@ -156,10 +158,19 @@ class Call(Timed):
         self.is_request_over = True
         if self.plan.response_timeout_s:
             self._await_response()
+        if self.attempts is not None:
+            self._note_request(True)
         self.trailers = block
         if self.up_stream is not None and self.up is not None:
             self.up.conn.send_headers(self.up_stream, block, True)
             self.up.mark()
+
+    def _note_request(self, ended: bool) -> None:
+        """More of the request came, while its tries are timed."""
+        assert self.attempts is not None
+        self.attempts.heard(self.down.worker.now)
+        if ended and self.up_stream is not None:
+            self.attempts.begin_try()
 
     def send_to(self, up: "Upstream") -> None:
         """Send what there is of the request on a connection that has room."""
@@ -179,10 +190,12 @@ class Call(Timed):
                 if conn.send_data(stream, payload, share, ended) and share:
                     self.down.conn.credit(self.down_stream, share)
                     self.down.mark()
-            if self.body_size > MAX_REPLAY:
+            if self.body_size > self.plan.decision.replay_limit:
                 self.body = None
         if self.trailers is not None:
             conn.send_headers(stream, self.trailers, True)
+        if self.attempts is not None:
+            self.attempts.begin_try()
         up.mark()
 
     def count_down(self) -> None:
@@ -239,7 +252,7 @@ class Call(Timed):
                 conn.send_headers(stream, block + self.response_fields + fields, True)
             else:
                 text = message.encode() + b"\n"
-                http_status = http_status or grpc_status.HTTP_OF_FLAG[flag]
+                http_status = http_status or grpc_status.HTTP_OF_FLAG[flag.partition(",")[0]]
                 is_head = self.plan.decision.is_head
                 block = grpc_status.plain_headers(http_status, len(text), flag)
                 conn.send_headers(stream, block + self.response_fields + fields, is_head)
@@ -268,12 +281,6 @@ class Call(Timed):
             if up is None:
                 endpoint.forget(self)
 
-    def end_retries(self) -> None:
-        """There is an answer, or there will be none: this call no longer counts towards the cluster's `max_retries`."""
-        assert self.cluster is not None
-        self.cluster.retrying -= 1
-        self.tried = None
-
     def finish(self, status: int, flag: str) -> None:
         """The call is over: count it and let go of everything."""
         if self.is_done:
@@ -285,10 +292,11 @@ class Call(Timed):
         endpoint = self.endpoint
         cluster = self.cluster
         now = self.down.worker.now
+        if self.attempts is not None:
+            flag = self.attempts.end(flag)
+        if self.load is not None:
+            self.load.active -= 1
         if cluster is not None:
-            cluster.active -= 1
-            if self.tried is not None:
-                self.end_retries()
             stats = endpoint.stats if endpoint is not None else cluster.stats
         else:
             stats = self.down.stats

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Final, cast
 
 from sidecar.policy.balance import ANY, Balancer, Latency
 from sidecar.policy.balancing import Assignment, Balance
+from sidecar.policy.retry import Cause, most_retries
 from sidecar.policy.spread import Group, Health, Level, Nobody, spread
 from sidecar.policy.subset import Subsets
 from sidecar.policy.zones import Home, Locality
+from sidecar.proxy import attempts
 from sidecar.proxy.care import ConnectionCare, Stalled
-from sidecar.proxy.config import ClusterConfig, Codec, EndpointConfig, Limits, LoadAssignment
+from sidecar.proxy.config import ClusterConfig, Codec, EndpointConfig, Limits, LoadAssignment, Thresholds
 from sidecar.proxy.connect import ConnectError, connect, connect_http1, settled
 from sidecar.proxy.status import Status
 from sidecar.proxy.tls import security
@@ -30,6 +32,11 @@ if TYPE_CHECKING:
 FIRST_BACKOFF_S: Final = 0.025
 LONGEST_BACKOFF_S: Final = 1.0
 """Waits between attempts to connect to an endpoint that fails, from the second failure in a row on; doubled each time."""
+
+
+def was_tried(call: "Call", endpoint: "Endpoint") -> bool:
+    """True if a try of the call failed there."""
+    return call.attempts is not None and endpoint in call.attempts.tried
 
 
 class Endpoint:
@@ -98,10 +105,12 @@ class Endpoint:
                 other.active += 1
                 other.take(call)
                 return
-        if cluster.pending >= cluster.config.max_pending_requests:
-            cluster.overflow(call, f"{cluster.pending} calls wait for a connection already")
+        load = call.load
+        assert load is not None
+        if load.pending >= load.limits.max_pending_requests:
+            cluster.overflow(call, f"{load.pending} calls wait for a connection already")
             return
-        cluster.pending += 1
+        load.pending += 1
         self.waiting.append(call)
         for up in self.connections:
             up.conn.waits_for_room = True
@@ -144,9 +153,12 @@ class Endpoint:
             self._back_off(worker.now)
             cluster.connections -= 1
             waiting, self.waiting = self.waiting, deque()
-            cluster.pending -= len(waiting)
             for call in waiting:
-                cluster.on_connect_failure(call, reason)
+                if call.load is not None:
+                    call.load.pending -= 1
+            for call in waiting:
+                text = f'upstream connect error: "{cluster.name}": {reason}'
+                attempts.failed(call, Cause.CONNECT, Status.UNAVAILABLE, text, "UF")
             return
         self._failures = 0
         self._not_before = 0.0
@@ -174,7 +186,8 @@ class Endpoint:
             if up is None:
                 break
             call = self.waiting.popleft()
-            self.cluster.pending -= 1
+            if call.load is not None:
+                call.load.pending -= 1
             call.count_down()
             call.send_to(up)
         else:
@@ -189,7 +202,8 @@ class Endpoint:
         """The call waits no more."""
         if self.waiting and call in self.waiting:
             self.waiting.remove(call)
-            self.cluster.pending -= 1
+            if call.load is not None:
+                call.load.pending -= 1
 
     def on_connection_lost(self, up: Upstream) -> None:
         """A connection ended, or takes no new calls."""
@@ -209,6 +223,28 @@ class Endpoint:
             up.retire()
 
 
+class Load:
+    """What runs of one priority, and how much may (Envoy: CircuitBreakers.Thresholds)."""
+
+    __slots__ = ("active", "limits", "pending", "retrying")
+
+    def __init__(self, limits: Thresholds) -> None:
+        self.limits = limits
+        self.active = 0
+        """Calls that run or wait for a connection; not those that wait to be tried again."""
+        self.pending = 0
+        """Calls that wait for a connection."""
+        self.retrying = 0
+        """Calls whose last try was not the first, until it is answered."""
+
+    def most_retries(self) -> int:
+        """Retries at once that are allowed now, to a call whose last try is over and counts no more."""
+        budget = self.limits.retry_budget
+        if budget is None:
+            return self.limits.max_retries
+        return most_retries(self.active - 1, budget.percent, budget.least)
+
+
 class Cluster:
     """The endpoints that take the same calls, and the limits on them."""
 
@@ -219,10 +255,10 @@ class Cluster:
         self.name = config.name
         self.worker = worker
         self.direction = direction
-        self.active = 0
-        self.pending = 0
+        self.load = Load(config.thresholds)
+        self.high_load = Load(config.high_thresholds)
+        """Of calls of priority HIGH."""
         self.connections = 0
-        self.retrying = 0
         self.label = config.name.rpartition("|")[2]
         """For metrics: clusters are named `outbound|SERVICE.NAMESPACE`, and the direction is a label of its own."""
         self.stats = self.stats_of("")
@@ -236,6 +272,16 @@ class Cluster:
         self._balancer: Balancer[Endpoint] = Nobody()
         self.update_endpoints(config.endpoints)
         self.care.update(config.life)
+
+    @property
+    def active(self) -> int:
+        """Calls that run or wait for a connection, of all priorities."""
+        return self.load.active + self.high_load.active
+
+    @property
+    def pending(self) -> int:
+        """Calls that wait for a connection, of all priorities."""
+        return self.load.pending + self.high_load.pending
 
     def open_connections(self) -> list[Upstream]:
         """Those that take calls."""
@@ -296,24 +342,28 @@ class Cluster:
     def start(self, call: "Call") -> None:
         """Take a call in, if the limits allow."""
         call.cluster = self
-        self.active += 1
-        if self.active > self.config.max_requests:
-            self.overflow(call, f"{self.config.max_requests} calls run already")
-            return
-        self._try(call)
+        decision = call.plan.decision
+        call.load = self.high_load if decision.is_urgent else self.load
+        retry = decision.retry
+        if retry is not None and retry.times_tries:
+            attempts.of(call, retry)
+        self.begin_try(call)
 
-    def _try(self, call: "Call") -> None:
+    def begin_try(self, call: "Call") -> None:
+        """Send a call to an endpoint, for the first time or again, if the limits allow."""
+        load = call.load
+        assert load is not None
+        load.active += 1
+        if load.active > load.limits.max_requests:
+            self.overflow(call, f"{load.limits.max_requests} calls run already")
+            return
         now = self.worker.now
         endpoint = self._balancer.pick(call.wish, 0, now)
-        tried = call.tried
-        if tried is not None and endpoint is not None:
-            retry = call.plan.decision.route.retry if call.plan.decision.route else None
-            if retry is not None and retry.avoid_previous_hosts:
-                for attempt in range(1, retry.host_selection_attempts + 1):
-                    if endpoint not in tried:
-                        break
-                    endpoint = self._balancer.pick(call.wish, attempt, now)
-        call.tries += 1
+        if call.attempts is not None and call.attempts.tried:
+            for number in range(1, call.attempts.redraws + 1):
+                if endpoint not in call.attempts.tried:
+                    break
+                endpoint = self._balancer.pick(call.wish, number, now)
         if endpoint is None:
             known = len(self.endpoints)
             why = f"none of its {known} endpoints is usable" if known else "it has no endpoints"
@@ -331,51 +381,9 @@ class Cluster:
         """An endpoint in the place of one that is left alone: the call has not left, so this is no retry."""
         for attempt in range(1, 2 * len(self.endpoints) + 1):
             endpoint = self._balancer.pick(call.wish, attempt, self.worker.now)
-            if endpoint is not None and not endpoint.is_left_alone and endpoint not in (call.tried or ()):
+            if endpoint is not None and not endpoint.is_left_alone and not was_tried(call, endpoint):
                 return endpoint
         return None
-
-    def _may_retry(self, call: "Call") -> bool:
-        route = call.plan.decision.route
-        retry = route.retry if route else None
-        if retry is None or call.is_responded or call.tries > retry.num_retries:
-            return False
-        has_whole_request = call.body is not None or (call.is_request_over and call.body_size == 0)
-        return has_whole_request and (call.tried is not None or self.retrying < self.config.max_retries)
-
-    def _retry(self, call: "Call", reason: str) -> None:
-        """Another try, of a call that provably never reached the application."""
-        self.worker.stats.count_retry(self.label, reason)
-        endpoint = call.endpoint
-        assert endpoint is not None
-        if call.tried is None:
-            self.retrying += 1  # until there is an answer, see `Call.end_retries`
-            call.tried = [endpoint]
-        else:
-            call.tried.append(endpoint)
-        call.detach(0)
-        call.endpoint = None
-        call.count_down()
-        self._try(call)
-
-    def on_connect_failure(self, call: "Call", reason: str) -> None:
-        """The connection for a waiting call could not be made."""
-        route = call.plan.decision.route
-        retry = route.retry if route else None
-        if retry and (retry.on_connect_failure or retry.on_reset_before_request) and self._may_retry(call):
-            self._retry(call, "connect-failure")
-            return
-        call.answer(Status.UNAVAILABLE, f'upstream connect error: "{self.name}": {reason} (flag UF)', "UF")
-
-    def on_refused(self, call: "Call") -> None:
-        """The peer did not process the call: REFUSED_STREAM, or above GOAWAY's last stream."""
-        route = call.plan.decision.route
-        retry = route.retry if route else None
-        if retry and retry.on_refused_stream and self._may_retry(call):
-            self._retry(call, "refused-stream")
-            return
-        text = f'upstream refused the call: "{self.name}": {call.endpoint} takes no more calls (flag UR)'
-        call.answer(Status.UNAVAILABLE, text, "UR")
 
     def close(self) -> None:
         """The configuration names this cluster no more."""

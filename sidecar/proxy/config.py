@@ -180,6 +180,32 @@ class Codec(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """Bounds retries by the calls that run (Envoy: cluster.v3.CircuitBreakers.Thresholds.RetryBudget)."""
+
+    percent: float = 20.0
+    """Of the calls that run or wait; so many may be retries."""
+    least: int = 3
+    """So many may be, however few calls run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """How many calls a cluster takes at once, of one priority (Envoy: cluster.v3.CircuitBreakers.Thresholds)."""
+
+    max_pending_requests: int = 1024
+    """Calls that wait for a connection; one more is refused with flag UO."""
+    max_requests: int = 1024
+    """Calls at once; one more is refused with flag UO."""
+    max_retries: int = 3
+    """Retries at once, where there is no budget."""
+    retry_budget: Budget | None = None
+    """Bounds retries instead of `max_retries`."""
+    tracks_remaining: bool = False
+    """Metrics say how many more it takes."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterConfig:
     """A group of endpoints that take the same calls (Envoy: cluster.v3.Cluster)."""
 
@@ -193,13 +219,10 @@ class ClusterConfig:
     internal_listener: str | None = None
     """Set if the cluster leads to a listener of this process (Envoy: core.v3.EnvoyInternalAddress)."""
     max_connections: int = 1024
-    """Open connections to all endpoints (Envoy: circuit_breakers.thresholds)."""
-    max_pending_requests: int = 1024
-    """Calls that wait for a connection; one more is refused with flag UO."""
-    max_requests: int = 1024
-    """Calls at once; one more is refused with flag UO."""
-    max_retries: int = 3
-    """Retries at once."""
+    """Open connections to all endpoints (Envoy: circuit_breakers.thresholds, of priority DEFAULT: priorities share connections here)."""
+    thresholds: Thresholds = Thresholds()
+    high_thresholds: Thresholds = Thresholds()
+    """For calls on routes of priority HIGH."""
     codec: Codec = Codec.HTTP2
     http2: Settings = field(default_factory=Settings)
     tls: TlsConfig | None = None
@@ -236,16 +259,38 @@ class RouteMatch:
 
 
 @dataclass(frozen=True, slots=True)
+class ResetHeader:
+    """A header that says when a limit of rate ends (Envoy: route.v3.RetryPolicy.ResetHeader)."""
+
+    name: bytes
+    is_time: bool = False
+    """Its value is a point in time (seconds since 1970) instead of a number of seconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """When a call that failed is tried again (Envoy: route.v3.RetryPolicy)."""
 
-    on_connect_failure: bool = False
-    """The connection could not be made."""
-    on_refused_stream: bool = False
-    """The peer said that it did not process the call (REFUSED_STREAM, GOAWAY)."""
-    on_reset_before_request: bool = False
-    """The call was not sent yet: here, as with `on_connect_failure`, a connection could not be made."""
+    on: tuple[str, ...] = ()
+    """Conditions, of `sidecar.policy.retry.CONDITIONS`."""
     num_retries: int = 1
+    per_try_timeout_s: float = 0.0
+    """From the end of the request to the first of the answer, of each try; 0 is none."""
+    per_try_idle_timeout_s: float = 0.0
+    """Longest time without anything sent or received within a try; 0 is none."""
+    status_codes: tuple[int, ...] = ()
+    """HTTP statuses of the condition `retriable-status-codes`."""
+    headers: tuple[HeaderMatch, ...] = ()
+    """Of answers, for the condition `retriable-headers`; one is enough."""
+    request_headers: tuple[HeaderMatch, ...] = ()
+    """Only requests with one of these are tried again; empty: all."""
+    backoff_base_s: float = 0.025
+    """The wait before the first further try is up to this, by chance; it doubles."""
+    backoff_max_s: float = 0.25
+    reset_headers: tuple[ResetHeader, ...] = ()
+    """Headers of an answer that say how long to wait, instead of the back-off (Envoy: rate_limited_retry_back_off)."""
+    reset_max_s: float = 300.0
+    """A header that asks for more is not followed."""
     avoid_previous_hosts: bool = False
     host_selection_attempts: int = 1
     """How often to draw again for a host that was not tried."""
@@ -364,6 +409,10 @@ class Route:
     timeout_s: float = 15.0
     """Longest time from the end of the request to the end of the response, seconds; 0 is none."""
     retry: RetryPolicy | None = None
+    replay_limit: int | None = None
+    """Bytes of a request that are kept for another try (Envoy: request_body_buffer_limit); unset, 64 KiB."""
+    is_urgent: bool = False
+    """Counts against the cluster's `high_thresholds` (Envoy: route.v3.RouteAction.priority)."""
     idle_timeout_s: float | None = None
     """Instead of the listener's `stream_idle_timeout_s`; 0 is never."""
     max_duration_s: float | None = None

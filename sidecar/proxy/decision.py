@@ -18,10 +18,11 @@ from sidecar.http2 import fields as field_rules
 from sidecar.http2 import headers
 from sidecar.http2.fields import Malformed
 from sidecar.http2.headers import RawField, TooLarge
+from sidecar.proxy.attempts import Retry
 from sidecar.proxy.cluster import Cluster
 from sidecar.proxy.config import Route
 from sidecar.proxy.filters import FilterBook
-from sidecar.proxy.route import Request, Router
+from sidecar.proxy.route import Request, Router, may_retry
 from sidecar.proxy.status import Status
 from sidecar.proxy.step import Step
 from sidecar.telemetry.stats import Stats
@@ -34,6 +35,8 @@ MAX_REMEMBERED_FIELD: Final = 1024
 """Bytes; a longer name is read, a longer value is checked anew each time."""
 DOORKEEPER: Final = 64
 MAX_NAMES: Final = 2048
+MAX_REPLAY: Final = 64 * 1024
+"""Bytes of a request that are kept for another try, where the route says nothing; a longer request is tried once."""
 MAX_LENGTH_DIGITS: Final = 18
 """Of a content-length; what is longer is no length that anybody could send."""
 
@@ -45,12 +48,33 @@ _TIMEOUT: Final = 5
 _TE: Final = 6
 _HOST: Final = 7
 _FORBIDDEN: Final = 8
+_DROP: Final = 9
 
 _REQUEST_PSEUDO: Final = frozenset((b":method", b":scheme", b":path"))
 _READ_ALWAYS: Final = frozenset((b"content-type", b"content-length"))
 _AUTHORITY_FORM: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]+")
 """Host and port (RFC 3986 §3.2); no user."""
 _PATH_FORM: Final = re.compile(rb"/[^\x00-\x20\x7f]*")
+_ENVOYS_OWN: Final = frozenset(
+    b"x-envoy-" + name
+    for name in (
+        b"expected-rq-timeout-ms",
+        b"force-trace",
+        b"hedge-on-per-try-timeout",
+        b"ip-tags",
+        b"max-retries",
+        b"original-url",
+        b"retriable-header-names",
+        b"retriable-status-codes",
+        b"retry-grpc-on",
+        b"retry-on",
+        b"upstream-alt-stat-name",
+        b"upstream-rq-per-try-timeout-ms",
+        b"upstream-rq-timeout-alt-response",
+        b"upstream-rq-timeout-ms",
+    )
+)
+"""Wishes that a proxy hears from those it trusts: nobody is told to be (Envoy: internal_address_config), so they are taken off."""
 _UNITS_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
 
@@ -74,6 +98,12 @@ class Decision:
     """Answer with this status, message, response flag, and HTTP status for what is not gRPC, once the steps let the call pass."""
     has_watchers: bool = False
     """True if a step is to be told of a call's end."""
+    retry: Retry | None = None
+    """When a call is tried again; None is never."""
+    is_urgent: bool = False
+    """Counts against the cluster's limits for priority HIGH."""
+    replay_limit: int = 0
+    """Bytes of a request that are kept for that."""
 
     def draw(self, chance: float) -> Cluster | None:
         """The cluster for a number between 0 and 1; None if it is not there."""
@@ -302,6 +332,8 @@ class DecisionCache:
                         self._check(field)
                     if self._routes_by_timeout:
                         key.append(whole)
+                elif kind == _DROP:
+                    continue
                 elif kind == _FORBIDDEN:
                     raise Malformed("connection-specific header or bad name")
                 elif kind == _TE:
@@ -348,6 +380,8 @@ class DecisionCache:
             kind = _FORBIDDEN
         elif name == b"host":
             kind = _HOST
+        elif name in _ENVOYS_OWN:
+            kind = _DROP
         elif name == b"grpc-timeout":
             kind = _TIMEOUT
         elif name == b"te":
@@ -399,6 +433,11 @@ class DecisionCache:
         found = self._router.find(request)
         host, route = found if found is not None else (None, None)
         decision = self._no_route(request) if route is None else self._to_clusters(route)
+        if route is not None:
+            decision.is_urgent = route.is_urgent
+        if route is not None and route.retry is not None and may_retry(route.retry, request):
+            decision.retry = Retry(route.retry)
+            decision.replay_limit = MAX_REPLAY if route.replay_limit is None else route.replay_limit
         if self._filters is not None:
             decision.steps = self._filters.of(host, route, request)
             decision.has_watchers = any(step.watches_end for step in decision.steps)

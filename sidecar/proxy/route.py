@@ -7,7 +7,7 @@ up, not searched, so that the number of routes costs little on a miss too.
 import re
 from dataclasses import dataclass
 
-from sidecar.proxy.config import HeaderMatch, Route, RouteTable, VirtualHost
+from sidecar.proxy.config import HeaderMatch, RetryPolicy, Route, RouteTable, VirtualHost
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,17 @@ def _route_holds(route: Route, request: Request) -> bool:
     return path_holds and all(header_holds(header, request.headers) for header in match.headers)
 
 
+def _conditions(route: Route) -> tuple[HeaderMatch, ...]:
+    """All conditions on headers of requests that a route has."""
+    return (*route.match.headers, *(route.retry.request_headers if route.retry is not None else ()))
+
+
+def may_retry(policy: RetryPolicy, request: Request) -> bool:
+    """True if requests like this one are tried again (Envoy: route.v3.RetryPolicy.retriable_request_headers)."""
+    wanted = policy.request_headers
+    return not wanted or any(header_holds(match, request.headers) for match in wanted)
+
+
 class _Host:
     """A virtual host whose exact paths are indexed."""
 
@@ -98,7 +109,7 @@ class Router:
         self._prefixes: list[tuple[bytes, _Host]] = []
         self._default: _Host | None = None
         self.header_names: frozenset[bytes] = frozenset(
-            header.name for host in table.virtual_hosts for route in host.routes for header in route.match.headers
+            header.name for host in table.virtual_hosts for route in host.routes for header in _conditions(route)
         )
         """Names of all headers that any route reads: two requests that agree in these and in path and authority go alike."""
         for config in table.virtual_hosts:

@@ -13,6 +13,8 @@ from sidecar.http2.connection import Connection, Handler, Role, Settings, Stream
 from sidecar.http2.fields import Malformed
 from sidecar.http2.frames import ErrorCode
 from sidecar.http2.headers import HeaderError, TooLarge
+from sidecar.policy.retry import Cause
+from sidecar.proxy import attempts
 from sidecar.proxy import status as grpc_status
 from sidecar.proxy.status import NOT_GRPC, Status
 from sidecar.proxy.worker import Peer, Worker
@@ -32,7 +34,7 @@ NARROW_WINDOW: Final = 16 * 1024
 class Block:
     """What a response's header block says: remembered, as servers send few different ones."""
 
-    __slots__ = ("data", "http_status", "status")
+    __slots__ = ("_fields", "data", "http_status", "is_error", "status")
 
     def __init__(self, data: bytes) -> None:
         """Raises HeaderError, TooLarge, and Malformed (RFC 9113 §8.3.2)."""
@@ -53,6 +55,17 @@ class Block:
             if name == b"grpc-status":
                 self.status = min(int(value), NOT_GRPC) if value.isdigit() and len(value) < 4 else Status.UNKNOWN
         self.data = b"".join([whole for _, whole in fields])
+        self.is_error = self.status > 0 or self.http_status >= 400
+        self._fields: dict[bytes, list[bytes]] | None = None
+
+    def values(self, names: tuple[bytes, ...]) -> dict[bytes, list[bytes]]:
+        """The values of some headers; `:status` is one too."""
+        found = self._fields
+        if found is None:
+            found = self._fields = {}
+            for field in headers.split(self.data):
+                found.setdefault(headers.name_of(field), []).append(headers.value_of(field))
+        return {name: found[name] for name in names if name in found}
 
 
 def _status_without(call: "Call") -> int:
@@ -149,7 +162,8 @@ class Upstream(Handler, Peer):
             stream.is_dead = True
             call = stream.call
             if call is not None:
-                self._fail(call, Status.UNAVAILABLE, f"connection to {self.endpoint} ended: {reason}", "UC")
+                text = f"connection to {self.endpoint} ended: {reason}"
+                self._fail(call, Cause.RESET, Status.UNAVAILABLE, text, "UC")
 
     def retire(self) -> None:
         """Open no new streams; close when the last one ends."""
@@ -188,12 +202,15 @@ class Upstream(Handler, Peer):
                 self._reject(stream, call, "headers in the middle of a response")
                 return
         elif known.http_status >= 200:
+            retry = call.plan.decision.retry
+            if retry is not None and retry.reads_answers and attempts.answered(call, retry, known):
+                return
             call.is_responded = True
             call.is_active = True
             call.body = None
             call.http_status = known.http_status
-            if call.tried is not None:
-                call.end_retries()
+            if call.attempts is not None:
+                call.attempts.on_answer()
         elif known.http_status and known.http_status != 101 and not ended:
             return  # an interim response: nobody asked for one
         else:
@@ -238,6 +255,8 @@ class Upstream(Handler, Peer):
         else:
             self._hold(call, credit)
         call.is_active = True
+        if call.attempts is not None:
+            call.attempts.heard(self.worker.now)
         if not down.is_dirty:
             self.worker.mark(down)
         if ended:
@@ -247,7 +266,7 @@ class Upstream(Handler, Peer):
         """The response breaks HTTP/2: reset it, and say so to the client."""
         self.conn.reset(stream, ErrorCode.PROTOCOL_ERROR)
         self.mark()
-        self._fail(call, Status.INTERNAL, why, "UPE")
+        self._fail(call, Cause.RESET, Status.INTERNAL, why, "UPE")
 
     def _hold(self, call: "Call", credit: int) -> None:
         """The client does not take the data now. Its stream waits; other clients' streams on this connection do not."""
@@ -272,7 +291,7 @@ class Upstream(Handler, Peer):
         if call is None:
             return
         if was_refused and not call.is_responded and call.cluster is not None:
-            call.cluster.on_refused(call)
+            self._refuse(call)
         elif call.is_responded:
             # Within an answer these two would tell the client that nothing happened, or that all is well.
             is_lie = code in (ErrorCode.NO_ERROR, ErrorCode.REFUSED_STREAM)
@@ -281,11 +300,18 @@ class Upstream(Handler, Peer):
             call.finish(grpc_status.of_reset(code), "UR")
         else:
             name = ErrorCode(code).name if code in ErrorCode._value2member_map_ else str(code)
-            self._fail(call, grpc_status.of_reset(code), f"{self.endpoint} reset the call ({name})", "UR")
+            text = f"{self.endpoint} reset the call ({name})"
+            self._fail(call, Cause.RESET, grpc_status.of_reset(code), text, "UR")
 
-    def _fail(self, call: "Call", status: Status, reason: str, flag: str) -> None:
+    def _fail(self, call: "Call", cause: Cause, status: Status, reason: str, flag: str) -> None:
         cluster = call.cluster.name if call.cluster else "?"
-        call.answer(status, f'upstream failed: "{cluster}": {reason} (flag {flag})', flag)
+        attempts.failed(call, cause, status, f'upstream failed: "{cluster}": {reason}', flag)
+
+    def _refuse(self, call: "Call") -> None:
+        """The peer did not process the call: REFUSED_STREAM, or above GOAWAY's last stream."""
+        cluster = call.cluster.name if call.cluster else "?"
+        text = f'upstream refused the call: "{cluster}": {self.endpoint} takes no more calls'
+        attempts.failed(call, Cause.REFUSED, Status.UNAVAILABLE, text, "UR")
 
     def on_goaway(self, code: int) -> None:
         self.conn.waits_for_room = True

@@ -35,8 +35,9 @@ from sidecar.proxy.config import (
     TlsMatch,
     VirtualHost,
 )
-from sidecar.xds import balancing, filters, tls
+from sidecar.xds import balancing, breakers, filters, tls
 from sidecar.xds.matching import header_match
+from sidecar.xds.retries import retry_policy
 from sidecar.xds.supported import ConfigError, refuse_unsupported, unpack
 from sidecar.xds.values import number_or, regex, seconds, seconds_or
 
@@ -50,7 +51,6 @@ _HEALTH: Final = {
 }
 MAX_PRIORITY: Final = 128
 """Envoy's own bound."""
-_RETRY_CONDITIONS: Final = ("connect-failure", "refused-stream", "reset-before-request")
 LARGEST_STREAM_WINDOW: Final = 1024 * 1024
 """To which windows grow that the configuration leaves to us."""
 _HTTP2_BOUNDS: Final = {
@@ -297,7 +297,11 @@ def route_table(message: Any) -> RouteTable:
             seen.add(domain.lower())
         if not host.domains:
             raise ConfigError(f"{place}.domains", "at least one domain is needed (RMR0111)")
-        routes = tuple(_route(route, f"{place}.routes[{number}]") for number, route in enumerate(host.routes))
+        retry = retry_policy(host.retry_policy, f"{place}.retry_policy") if host.HasField("retry_policy") else None
+        limit = _replay_limit(host, None)
+        routes = tuple(
+            _route(route, f"{place}.routes[{number}]", retry, limit) for number, route in enumerate(host.routes)
+        )
         overrides = filters.overrides(host.typed_per_filter_config, place)
         actions = filters.limit_actions(host.rate_limits, f"{place}.rate_limits")
         hosts.append(VirtualHost(host.name, tuple(host.domains), routes, overrides, actions))
@@ -305,7 +309,12 @@ def route_table(message: Any) -> RouteTable:
     return RouteTable(message.name, tuple(hosts), validates)
 
 
-def _route(message: Any, path: str) -> Route:
+def _replay_limit(message: Any, unset: int | None) -> int | None:
+    """Of a virtual host or a route: bytes of a request that are kept for another try."""
+    return int(message.request_body_buffer_limit.value) if message.HasField("request_body_buffer_limit") else unset
+
+
+def _route(message: Any, path: str, host_retry: RetryPolicy | None, host_replay_limit: int | None) -> Route:
     action = message.route
     if not message.HasField("route"):
         raise ConfigError(path, "only routes to clusters are supported (RMR0112)")
@@ -338,7 +347,11 @@ def _route(message: Any, path: str) -> Route:
         clusters=clusters,
         name=message.name,
         timeout_s=seconds(action.timeout) if action.HasField("timeout") else 15.0,
-        retry=_retry(action.retry_policy, f"{path}.route.retry_policy") if action.HasField("retry_policy") else None,
+        retry=retry_policy(action.retry_policy, f"{path}.route.retry_policy")
+        if action.HasField("retry_policy")
+        else host_retry,
+        replay_limit=_replay_limit(message, host_replay_limit),
+        is_urgent=action.priority == base_pb2.HIGH,
         idle_timeout_s=seconds(action.idle_timeout) if action.HasField("idle_timeout") else None,
         max_duration_s=seconds(longest.max_stream_duration) if longest.HasField("max_stream_duration") else None,
         grpc_timeout_max_s=seconds(longest.grpc_timeout_header_max)
@@ -363,28 +376,6 @@ def _route_match(message: Any, path: str) -> RouteMatch:
     raise ConfigError(path, "prefix, path, safe_regex or connect_matcher is needed (RMR0114)")
 
 
-def _retry(message: Any, path: str) -> RetryPolicy:
-    conditions = {condition.strip() for condition in message.retry_on.split(",") if condition.strip()}
-    unknown = sorted(conditions.difference(_RETRY_CONDITIONS))
-    if unknown:
-        raise ConfigError(
-            f"{path}.retry_on", f'"{unknown[0]}" is not supported; supported: {", ".join(_RETRY_CONDITIONS)} (RMR0115)'
-        )
-    for number, predicate in enumerate(message.retry_host_predicate):
-        if predicate.name != "envoy.retry_host_predicates.previous_hosts":
-            raise ConfigError(
-                f"{path}.retry_host_predicate[{number}]", f'"{predicate.name}" is not supported (RMR0115)'
-            )
-    return RetryPolicy(
-        on_connect_failure="connect-failure" in conditions,
-        on_refused_stream="refused-stream" in conditions,
-        on_reset_before_request="reset-before-request" in conditions,
-        num_retries=message.num_retries.value if message.HasField("num_retries") else 1,
-        avoid_previous_hosts=bool(message.retry_host_predicate),
-        host_selection_attempts=int(message.host_selection_retry_max_attempts) or 1,
-    )
-
-
 # -- clusters -----------------------------------------------------------------------------------------
 
 
@@ -406,7 +397,7 @@ def cluster(message: Any) -> ClusterConfig:
         name = cluster_pb2.Cluster.DiscoveryType.Name(message.type)
         raise ConfigError(f"{path}.type", f"{name}: STATIC and EDS are supported (RMR0116)")
     codec, http2, life = _cluster_http(message, path)
-    limits = _limits(message, path)
+    max_connections, thresholds = breakers.thresholds(message.circuit_breakers, f"{path}.circuit_breakers")
     return ClusterConfig(
         name=message.name,
         connect_timeout_s=seconds(message.connect_timeout) if message.HasField("connect_timeout") else 5.0,
@@ -414,10 +405,9 @@ def cluster(message: Any) -> ClusterConfig:
         endpoints=endpoints,
         eds_name=eds_name,
         internal_listener=internal,
-        max_connections=limits["max_connections"],
-        max_pending_requests=limits["max_pending_requests"],
-        max_requests=limits["max_requests"],
-        max_retries=limits["max_retries"],
+        max_connections=max_connections,
+        thresholds=thresholds[base_pb2.DEFAULT],
+        high_thresholds=thresholds[base_pb2.HIGH],
         codec=codec,
         http2=http2,
         tls=tls.upstream(message.transport_socket, f"{path}.transport_socket")
@@ -473,19 +463,6 @@ def _cluster_http(message: Any, path: str) -> tuple[Codec, Settings, ConnectionL
     where = f"{place}.explicit_http_config.http2_protocol_options"
     life = _life(options.common_http_protocol_options, http2, where)
     return (Codec.HTTP2 if chosen == "http2_protocol_options" else Codec.HTTP1), _http2(http2, where), life
-
-
-def _limits(message: Any, path: str) -> dict[str, int]:
-    limits = {"max_connections": 1024, "max_pending_requests": 1024, "max_requests": 1024, "max_retries": 3}
-    for number, threshold in enumerate(message.circuit_breakers.thresholds):
-        if threshold.priority != base_pb2.DEFAULT:
-            raise ConfigError(
-                f"{path}.circuit_breakers.thresholds[{number}].priority", "only DEFAULT is supported (RMR0118)"
-            )
-        for name in limits:
-            if threshold.HasField(name):
-                limits[name] = getattr(threshold, name).value
-    return limits
 
 
 def _internal_listener(assignment: Any) -> str | None:

@@ -166,19 +166,26 @@ FIELDS: Final[dict[str, str]] = {
     _MATCHER + "RegexMatcher.GoogleRE2": "max_program_size",  # of RE2's programs; there are none here
     _MATCHER + "StringMatcher": "exact prefix suffix safe_regex ignore_case",
     _ROUTE + "RouteConfiguration": "name virtual_hosts validate_clusters",
-    _ROUTE + "VirtualHost": "name domains routes typed_per_filter_config rate_limits",
-    _ROUTE + "Route": "name match route typed_per_filter_config",
+    _ROUTE + "VirtualHost": "name domains routes typed_per_filter_config rate_limits retry_policy "
+    "request_body_buffer_limit",
+    _ROUTE + "Route": "name match route typed_per_filter_config request_body_buffer_limit",
     _ROUTE + "RouteMatch": "prefix path safe_regex connect_matcher headers",
     _ROUTE + "RouteMatch.ConnectMatcher": "",
     _ROUTE + "HeaderMatcher": "name string_match present_match invert_match",
     _ROUTE + "RouteAction": "cluster weighted_clusters timeout retry_policy upgrade_configs idle_timeout "
-    "max_stream_duration rate_limits",
+    "max_stream_duration rate_limits priority",
     _ROUTE + "RouteAction.MaxStreamDuration": "max_stream_duration grpc_timeout_header_max",
     _ROUTE + "RouteAction.UpgradeConfig": "upgrade_type connect_config enabled",
     _ROUTE + "RouteAction.UpgradeConfig.ConnectConfig": "",
     _ROUTE + "WeightedCluster": "clusters",
     _ROUTE + "WeightedCluster.ClusterWeight": "name weight",
-    _ROUTE + "RetryPolicy": "retry_on num_retries retry_host_predicate host_selection_retry_max_attempts",
+    _ROUTE
+    + "RetryPolicy": "retry_on num_retries retry_host_predicate host_selection_retry_max_attempts per_try_timeout "
+    "per_try_idle_timeout retriable_status_codes retriable_headers retriable_request_headers retry_back_off "
+    "rate_limited_retry_back_off",
+    _ROUTE + "RetryPolicy.RetryBackOff": "base_interval max_interval",
+    _ROUTE + "RetryPolicy.RateLimitedRetryBackOff": "reset_headers max_interval",
+    _ROUTE + "RetryPolicy.ResetHeader": "name format",
     _ROUTE + "RetryPolicy.RetryHostPredicate": "name typed_config",
     "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate": "",
     _CLUSTER + "Cluster": "name type connect_timeout lb_policy load_assignment eds_cluster_config circuit_breakers "
@@ -188,7 +195,9 @@ FIELDS: Final[dict[str, str]] = {
     _CLUSTER + "Cluster.TransportSocketMatch": "name match transport_socket",
     _CLUSTER + "Cluster.EdsClusterConfig": "eds_config service_name",
     _CLUSTER + "CircuitBreakers": "thresholds",
-    _CLUSTER + "CircuitBreakers.Thresholds": "priority max_connections max_pending_requests max_requests max_retries",
+    _CLUSTER + "CircuitBreakers.Thresholds": "priority max_connections max_pending_requests max_requests max_retries "
+    "retry_budget track_remaining",
+    _CLUSTER + "CircuitBreakers.Thresholds.RetryBudget": "budget_percent min_retry_concurrency",
     _UPSTREAM + "HttpProtocolOptions": "explicit_http_config common_http_protocol_options",
     _UPSTREAM + "HttpProtocolOptions.ExplicitHttpConfig": "http2_protocol_options http_protocol_options",
     _CORE + "Http1ProtocolOptions": "",

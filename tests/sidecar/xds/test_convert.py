@@ -12,6 +12,7 @@ from sidecar.policy.balancing import Balance, Balancing
 from sidecar.policy.spread import Health
 from sidecar.proxy.config import (
     Algorithm,
+    Budget,
     ClusterConfig,
     Codec,
     ConnectionLife,
@@ -25,10 +26,12 @@ from sidecar.proxy.config import (
     LimiterConfig,
     LoadAssignment,
     LocalRateLimit,
+    ResetHeader,
     RetryPolicy,
     Route,
     RouteMatch,
     Said,
+    Thresholds,
 )
 from sidecar.xds.bootstrap import load, parse
 from sidecar.xds.supported import ConfigError
@@ -145,7 +148,7 @@ REFUSED: Final[dict[str, tuple[str, Any, str]]] = {
     "limits of high priority": (
         f"{CLUSTER}[0].circuit_breakers.thresholds[0].priority",
         "HIGH",
-        "cluster[stock].circuit_breakers.thresholds[0].priority: only DEFAULT",
+        "cluster[stock].circuit_breakers.thresholds[0].max_connections: priorities share connections",
     ),
     "an upstream that speaks whatever it likes": (
         f"{CLUSTER}[0].{OPTIONS}.explicit_http_config",
@@ -258,10 +261,25 @@ REFUSED: Final[dict[str, tuple[str, Any, str]]] = {
         True,
         "routes[0].match.headers[0].string_match.ignore_case: is not supported",
     ),
-    "a retry that is not safe": (
+    "a condition for retries that nobody knows": (
         f"{ROUTE}.route.retry_policy.retry_on",
-        "refused-stream, 5xx",
-        'routes[0].route.retry_policy.retry_on: "5xx" is not supported; supported: connect-failure, refused-stream',
+        "refused-stream, sometimes",
+        'routes[0].route.retry_policy.retry_on: "sometimes" is not supported; supported: 5xx, cancelled',
+    ),
+    "a back-off that goes backwards": (
+        f"{ROUTE}.route.retry_policy.retry_back_off.max_interval",
+        "0.010s",
+        "retry_policy.retry_back_off.max_interval: 0.01 s: less than base_interval, 0.05 s",
+    ),
+    "a back-off of nothing": (
+        f"{ROUTE}.route.retry_policy.retry_back_off.base_interval",
+        "0s",
+        "retry_policy.retry_back_off.base_interval: 0 s: at least 1 ms is needed",
+    ),
+    "a rate limit's back-off without a header": (
+        f"{ROUTE}.route.retry_policy.rate_limited_retry_back_off.reset_headers",
+        [],
+        "retry_policy.rate_limited_retry_back_off.reset_headers: at least one is needed",
     ),
     "another host predicate": (
         f"{ROUTE}.route.retry_policy.retry_host_predicate[0].name",
@@ -330,9 +348,8 @@ def test_clusters(tmp_path: Path) -> None:
         ),
         eds_name="stock.shop",
         max_connections=5,
-        max_pending_requests=6,
-        max_requests=7,
-        max_retries=8,
+        thresholds=Thresholds(6, 7, 8, Budget(25.0, 4), tracks_remaining=True),
+        high_thresholds=Thresholds(max_requests=9),
         http2=Settings(initial_stream_window=70_000, largest_stream_window=0),
         life=ConnectionLife(idle_timeout_s=45.0),
         buffer_limit=65_537,
@@ -438,6 +455,7 @@ def test_routes(tmp_path: Path) -> None:
     assert host.overrides == (
         ("envoy.filters.http.local_ratelimit", LocalRateLimit("host", LimiterConfig(1, 1.0, 20))),
     )
+    retry = RetryPolicy(("unavailable",))
     headers = (
         HeaderMatch(b"x-exact", exact=b"ann"),
         HeaderMatch(b"x-prefix", prefix=b"an", invert=True),
@@ -451,7 +469,23 @@ def test_routes(tmp_path: Path) -> None:
             (("stock", 1),),
             name="exact",
             timeout_s=7.0,
-            retry=RetryPolicy(True, True, True, num_retries=4, avoid_previous_hosts=True, host_selection_attempts=6),
+            retry=RetryPolicy(
+                ("connect-failure", "refused-stream", "retriable-status-codes", "retriable-headers"),
+                num_retries=4,
+                per_try_timeout_s=3.0,
+                per_try_idle_timeout_s=2.0,
+                status_codes=(418,),
+                headers=(HeaderMatch(b"x-again", present=True),),
+                request_headers=(HeaderMatch(b"x-may", present=True),),
+                backoff_base_s=0.05,
+                backoff_max_s=0.3,
+                reset_headers=(ResetHeader(b"x-until", is_time=True),),
+                reset_max_s=9.0,
+                avoid_previous_hosts=True,
+                host_selection_attempts=6,
+            ),
+            replay_limit=2000,
+            is_urgent=True,
             idle_timeout_s=20.0,
             max_duration_s=40.0,
             grpc_timeout_max_s=25.0,
@@ -476,9 +510,9 @@ def test_routes(tmp_path: Path) -> None:
                 ),
             ),
         ),
-        Route(RouteMatch(prefix=b"/shop."), (("stock", 3), ("accounts", 1))),
-        Route(RouteMatch(regex="/[a-z]+"), (("accounts", 1),)),
-        Route(RouteMatch(connect=True), (("mesh", 1),)),
+        Route(RouteMatch(prefix=b"/shop."), (("stock", 3), ("accounts", 1)), retry=retry, replay_limit=1000),
+        Route(RouteMatch(regex="/[a-z]+"), (("accounts", 1),), retry=retry, replay_limit=1000),
+        Route(RouteMatch(connect=True), (("mesh", 1),), retry=retry, replay_limit=1000),
     )
 
 

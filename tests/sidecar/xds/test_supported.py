@@ -59,7 +59,6 @@ WITHOUT_EFFECT: Final = {
 """Supported fields that change nothing, with the reason why that is right."""
 ONLY_DEFAULTS: Final = {
     "envoy.config.core.v3.SocketAddress protocol",
-    "envoy.config.cluster.v3.CircuitBreakers.Thresholds priority",
     "envoy.config.cluster.v3.Cluster.RingHashLbConfig hash_function",
 }
 """Numbers of which only 0 is supported, so that a message that sets them looks as one that does not."""
