@@ -9,7 +9,7 @@ from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 
-from control_plane.translate import content, resources
+from control_plane.translate import content, proxyless, resources
 from control_plane.translate.content import Content
 from control_plane.translate.node import Node
 from control_plane.translate.view import MeshView, cluster_name, limits
@@ -60,9 +60,13 @@ class Snapshot:
         for data in self.types[ROUTES].values():
             yield from _named(route_pb2.RouteConfiguration.FromString(data))
         for data in self.types[LISTENER].values():
-            for chain in listener_pb2.Listener.FromString(data).filter_chains:
+            listener = listener_pb2.Listener.FromString(data)
+            packed = [chain.filters[-1].typed_config for chain in listener.filter_chains]
+            if listener.HasField("api_listener"):
+                packed.append(listener.api_listener.api_listener)
+            for each in packed:
                 manager = http_connection_manager_pb2.HttpConnectionManager()
-                chain.filters[-1].typed_config.Unpack(manager)
+                each.Unpack(manager)
                 if manager.HasField("rds"):
                     yield ROUTES, manager.rds.route_config_name
                 yield from _named(manager.route_config)
@@ -77,7 +81,7 @@ class Snapshot:
 def _named(routes: Any) -> Iterator[tuple[str, str]]:
     """The clusters that a RouteConfiguration leads to."""
     for host in routes.virtual_hosts:
-        for route in host.routes:
+        for route in filter(lambda route: route.HasField("route"), host.routes):
             chosen = route.route.weighted_clusters.clusters
             yield from ((CLUSTER, name) for name in ([share.name for share in chosen] or [route.route.cluster]))
 
@@ -87,6 +91,10 @@ def own(mesh: MeshView, node: Node) -> Own:
     clusters: dict[str, bytes] = {}
     listeners: dict[str, bytes] = {}
     routes: dict[str, bytes] = {}
+    if node.profile.is_proxyless:
+        if node.app_port:
+            listeners = dict(proxyless.server_listeners(node.app_address, node.app_port))
+        return Own(clusters, listeners, routes)
     if node.inbound_port and node.app_port:
         clusters[resources.INBOUND] = resources.inbound_cluster(node.app_address, node.app_port)
         in_force = limits(mesh, node)
@@ -102,6 +110,8 @@ def own(mesh: MeshView, node: Node) -> Own:
 def build(mesh: MeshView, node: Node) -> Snapshot:
     """The snapshot of a node, from nothing: the plain version of `translator.Translator`, and its oracle."""
     its_own = own(mesh, node)
+    if node.profile.is_proxyless:
+        return _proxyless(mesh, node, its_own)
     routing = tuple(map(resources.routing_part, mesh.services))
     clusters = {resources.TUNNEL: resources.tunnel_cluster(), **its_own.clusters}
     endpoints: dict[str, bytes] = {}
@@ -111,6 +121,20 @@ def build(mesh: MeshView, node: Node) -> Snapshot:
         endpoints[name] = resources.endpoints(service)
     listeners = {resources.OUTBOUND_MESH: resources.mesh_listener(), **its_own.listeners}
     routes = {resources.OUTBOUND: resources.route_configuration(routing, node.namespace), **its_own.routes}
+    return of(str(mesh.revision), {CLUSTER: clusters, ENDPOINTS: endpoints, LISTENER: listeners, ROUTES: routes})
+
+
+def _proxyless(mesh: MeshView, node: Node, its_own: Own) -> Snapshot:
+    clusters: dict[str, bytes] = {}
+    endpoints: dict[str, bytes] = {}
+    listeners = dict(its_own.listeners)
+    routes: dict[str, bytes] = {}
+    for service in mesh.services:
+        name = cluster_name(service.namespace, service.name)
+        clusters[name] = proxyless.cluster(resources.cluster(name, service.algorithm), node.profile)
+        endpoints[name] = proxyless.endpoints(resources.endpoints(service))
+        listeners |= proxyless.listeners(service, service.namespace == node.namespace)
+        routes |= proxyless.tables(service, node.profile)
     return of(str(mesh.revision), {CLUSTER: clusters, ENDPOINTS: endpoints, LISTENER: listeners, ROUTES: routes})
 
 

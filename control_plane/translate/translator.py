@@ -13,9 +13,11 @@ from control_plane.registry.state import State
 from control_plane.translate import resources
 from control_plane.translate import snapshot as snapshots
 from control_plane.translate.advance import advance
+from control_plane.translate.clients import Profile
 from control_plane.translate.content import Content, Shared, field
 from control_plane.translate.node import Node
 from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, LISTENER, ROUTES, Origin, Own, Snapshot
+from control_plane.translate.targets import Targets
 from control_plane.translate.view import Key, MeshView, ServiceView, cluster_name, limits
 
 _LISTENERS: Final = Shared({resources.OUTBOUND_MESH: resources.mesh_listener()})
@@ -81,6 +83,7 @@ class Translator:
         self.mesh = MeshView(0)
         self._backends = _Backends()
         self._scopes: WeakValueDictionary[str, _Scope] = WeakValueDictionary()
+        self._targets: WeakValueDictionary[tuple[str, Profile], Targets] = WeakValueDictionary()
 
     def advance(self, state: State, changed: frozenset[bytes] | None) -> None:
         """Come to a state that differs from the one before in these keys at most (None: in any)."""
@@ -92,9 +95,13 @@ class Translator:
         rerouted = {key for key in step.touched if _routing(old, key) != _routing(step.mesh, key)}
         for scope in self._scopes.values():
             scope.advance(step.mesh, rerouted)
+        for targets in self._targets.values():
+            targets.advance(old, step.mesh, step.touched, rerouted)
 
     def snapshot(self, node: Node, last: Snapshot | None = None) -> Snapshot:
         """What a node is to be told. `last` is what it was told before: of that is used again what still holds."""
+        if node.profile.is_proxyless:
+            return self._proxyless(node, last)
         scope = self._scopes.get(node.namespace)
         if scope is None:
             scope = self._scopes[node.namespace] = _Scope(node.namespace, self._backends, self.mesh)
@@ -108,6 +115,23 @@ class Translator:
                 ROUTES: Content(scope.routes, own.routes),
             },
             Origin(scope, own, *self._basis(node)),
+        )
+
+    def _proxyless(self, node: Node, last: Snapshot | None) -> Snapshot:
+        key = node.namespace, node.profile
+        targets = self._targets.get(key)
+        if targets is None:
+            targets = self._targets[key] = Targets(*key, self.mesh)
+        own = self._own(node, last)
+        return Snapshot(
+            str(self.mesh.revision),
+            {
+                CLUSTER: Content(targets.clusters, own.clusters),
+                ENDPOINTS: Content(targets.endpoints, _NONE),
+                LISTENER: Content(targets.listeners, own.listeners),
+                ROUTES: Content(targets.routes, own.routes),
+            },
+            Origin(targets, own, *self._basis(node)),
         )
 
     def _own(self, node: Node, last: Snapshot | None) -> Own:

@@ -22,6 +22,8 @@ NODES: Final = (
     meshes.node_of("orders", "shop", version="v1", inbound_port=50051, app_port=9000, outbound_port=15001),
     meshes.node_of("orders", "default", inbound_port=50051, app_port=9000),
     meshes.node_of("a", "a-b", outbound_port=15001),
+    meshes.node_of("a", "shop", "gRPC C-core linux Python", app_port=9000),
+    meshes.node_of("b", "shop", "gRPC Java"),
 )
 FEW: Final = st.sampled_from(["orders", "warehouse", "a"])
 """Names that meet often."""
