@@ -4,8 +4,16 @@ from typing import Final
 
 RESOURCES: Final = b"/remora/v1/resources/"
 INSTANCES: Final = b"/remora/v1/instances/"
+ROSTER: Final = b"/remora/v1/roster/"
+"""Instances as they registered last; without a lease."""
+DRAINED: Final = b"/remora/v1/drained/"
+"""Instances that an operator drained; without a lease."""
 HISTORY: Final = b"/remora/history/v1/"
 ROOT: Final = b"/remora/v1/"
+OWNER: Final = b"/remora/owner/v1/sweeper"
+"""Held by the replica that sweeps. Like all that follows, not below `ROOT`: it is no news for who follows the mesh."""
+MARKS: Final = b"/remora/sweeper/v1/marks"
+"""Which revision was the present one at which time."""
 TRUST: Final = ROOT + b"trust"
 """Whom the mesh trusts."""
 
@@ -18,6 +26,16 @@ def resource(kind: str, namespace: str, name: str) -> bytes:
 def instance(namespace: str, service: str, instance_id: str) -> bytes:
     """The key of an instance."""
     return INSTANCES + f"{namespace}/{service}/{instance_id}".encode()
+
+
+def roster(namespace: str, service: str, instance_id: str) -> bytes:
+    """The key of an instance's line on the roster."""
+    return ROSTER + f"{namespace}/{service}/{instance_id}".encode()
+
+
+def drained(namespace: str, service: str, instance_id: str) -> bytes:
+    """The key of an operator's word that an instance is drained."""
+    return DRAINED + f"{namespace}/{service}/{instance_id}".encode()
 
 
 def history(kind: str, namespace: str, name: str) -> bytes:

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Final
 
 from control_plane.registry import keys, state
+from control_plane.registry.presence import Presence
 from control_plane.registry.state import State
 from control_plane.store.contract import Compacted, Store, StoreError
 
@@ -22,10 +23,13 @@ LONGEST_BACKOFF_S: Final = 5.0
 class Mirror:
     """Holds `state`; tells `on_change` after each swap, at most once per batch of events."""
 
-    def __init__(self, store: Store, *, has_identities: bool = True) -> None:
+    def __init__(self, store: Store, *, has_identities: bool = True, presence: Presence | None = None) -> None:
         """Without `has_identities` the mesh is served as if it had no trust, whatever the store holds of it."""
         self._has_identities = has_identities
         self.state = State()
+        self.presence = presence or Presence()
+        self._raw = State()
+        """As the store has it: without those that are held."""
         self.stale_since: float | None = None
         """Monotonic seconds since when the store cannot be watched; None while it can."""
         self.is_loaded = asyncio.Event()
@@ -73,13 +77,15 @@ class Mirror:
         instances = [item for item in listing.items if item.key.startswith(keys.INSTANCES)]
         trust = [item for item in listing.items if item.key == keys.TRUST]
         self.stale_since = None
-        await self._swap(state.load(resources, instances, listing.revision, trust))
+        self._raw = state.load(resources, instances, listing.revision, trust)
+        await self._swap(self.presence.load(self._raw, listing.items))
         self.is_loaded.set()
 
     async def _follow(self) -> None:
         async with aclosing(self._store.watch(keys.ROOT, self.state.revision + 1)) as events:
             async for batch in events:
-                await self._swap(state.advance(self.state, batch))
+                self._raw = state.advance(self._raw, batch)
+                await self._swap(self.presence.follow(self._raw, batch))
 
     async def _swap(self, fresh: State) -> None:
         self.state = fresh = fresh if self._has_identities else replace(fresh, trust=None)

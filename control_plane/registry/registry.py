@@ -1,5 +1,6 @@
 """Who is there: instances under leases."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +31,14 @@ class Registration:
     ttl_s: int
 
 
+def _record(instance: service_pb2.Instance, key: bytes, lease: int) -> list[Put | Delete]:
+    """What is written for an instance. One that drains means to leave: it is taken off the roster, so nobody will hold it."""
+    value = instance.SerializeToString(deterministic=True)
+    line = keys.roster(instance.namespace, instance.service, instance.id)
+    is_leaving = instance.health == service_pb2.DRAINING
+    return [Put(key, value, lease), Delete(line) if is_leaving else Put(line, value)]
+
+
 class Registry:
     """Registers instances in the store. The state is read through `Mirror`."""
 
@@ -47,7 +56,7 @@ class Registry:
         key = keys.instance(stored.namespace, stored.service, stored.id)
         old = await self._store.get(key)
         lease = await self._store.grant(ttl_s)
-        await self._store.txn((), [Put(key, stored.SerializeToString(deterministic=True), lease)])
+        await self._store.txn((), _record(stored, key, lease))
         if old is not None and old.lease and old.lease != lease:
             await self._store.revoke(old.lease)  # its key has moved to the new lease
         return Registration(lease, ttl_s)
@@ -69,9 +78,8 @@ class Registry:
             if instance.health == health:
                 return item.mod_revision
             instance.health = health
-            put = Put(key, instance.SerializeToString(deterministic=True), item.lease)
             try:
-                result = await self._store.txn([Compare(key, item.mod_revision)], [put])
+                result = await self._store.txn([Compare(key, item.mod_revision)], _record(instance, key, item.lease))
             except LeaseNotFound:
                 continue  # the lease ended meanwhile: the instance is gone, the next look will say so
             if result.succeeded:
@@ -80,10 +88,33 @@ class Registry:
 
     async def deregister(self, namespace: str, service: str, instance_id: str) -> None:
         """Take an instance out and end its lease; no error if it is not there."""
-        key = keys.instance(namespace or DEFAULT_NAMESPACE, service, instance_id)
-        item = await self._store.get(key)
-        if item is None:
-            return
-        await self._store.txn((), [Delete(key)])
-        if item.lease:
+        place = (namespace or DEFAULT_NAMESPACE, service, instance_id)
+        item = await self._store.get(keys.instance(*place))
+        gone = [Delete(keys.instance(*place)), Delete(keys.roster(*place)), Delete(keys.drained(*place))]
+        await self._store.txn((), gone)
+        if item is not None and item.lease:
             await self._store.revoke(item.lease)
+
+    async def drain(self, namespace: str, service: str, instance_id: str, is_drained: bool) -> int:
+        """An operator's word that an instance gets no new calls, or gets them again; it outlives restarts of the program.
+
+        The revision of the change. Raises InstanceNotFound.
+        """
+        place = (namespace or DEFAULT_NAMESPACE, service, instance_id)
+        mark = keys.drained(*place)
+        item = await self._store.get(keys.instance(*place))
+        if item is None:
+            raise InstanceNotFound(f"no instance {instance_id} of {service}.{place[0]}")
+        change: Put | Delete = Put(mark, b"1") if is_drained else Delete(mark)
+        return (await self._store.txn((), [change])).revision
+
+    async def release(self, held: Iterable[bytes]) -> int:
+        """Let instances go whose leases have ended (keys of instances); those that are back meanwhile stay. How many are gone."""
+        count = 0
+        for key in held:
+            line = keys.ROSTER + key.removeprefix(keys.INSTANCES)
+            item = await self._store.get(line)
+            if item is not None:
+                unchanged = [Compare(line, item.mod_revision), Compare(key, 0)]
+                count += (await self._store.txn(unchanged, [Delete(line)])).succeeded
+        return count

@@ -32,6 +32,8 @@ class State:
     """By key in the store."""
     trust: identity_pb2.Trust | None = None
     """Whom the mesh trusts; None for a mesh without identities."""
+    held: frozenset[bytes] = frozenset()
+    """Instances whose leases ended together with most others, and that are kept (`waves`)."""
     changed: frozenset[bytes] | None = field(default=None, compare=False)
     """Keys that may differ from the state before; None if that is not known."""
 
@@ -156,7 +158,7 @@ def advance(state: State, events: Iterable[Event]) -> State:
             instances.update(_readable(_put(event), read_instance))
         elif event.key == keys.TRUST:
             trust = dict(_readable(_put(event), read_trust)).get(event.key)
-    return State(revision, resources, instances, trust, frozenset(changed))
+    return State(revision, resources, instances, trust, changed=frozenset(changed))
 
 
 def _put(event: Event) -> list[KeyValue]:

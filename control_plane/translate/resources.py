@@ -50,6 +50,8 @@ _ALGORITHMS: Final = {
     policy_pb2.LoadBalancingPolicySpec.Random: cluster_pb2.Cluster.RANDOM,
     policy_pb2.LoadBalancingPolicySpec.LeastRequest: cluster_pb2.Cluster.LEAST_REQUEST,
 }
+PANIC_SHARE: Final = 0.5
+"""With fewer healthy instances than this share of the healthy and the held ones, those that are held get calls too."""
 # What a later release may have stored is taken for what does least harm: one bad value must not keep the rest from being served.
 _HEALTH: Final = {
     service_pb2.HEALTH_UNKNOWN: health_check_pb2.UNKNOWN,
@@ -127,6 +129,7 @@ def cluster(name: str, algorithm: policy_pb2.LoadBalancingPolicySpec.Algorithm.V
 def endpoints(service: ServiceView) -> bytes:
     """The endpoints of a service, grouped by locality."""
     message = endpoint_pb2.ClusterLoadAssignment(cluster_name=cluster_name(service.namespace, service.name))
+    held = health_check_pb2.UNKNOWN if _needs_held(service) else health_check_pb2.UNHEALTHY
     for locality in sorted({endpoint.locality for endpoint in service.endpoints}):
         members = [endpoint for endpoint in service.endpoints if endpoint.locality == locality]
         region, zone, sub_zone = locality
@@ -140,12 +143,21 @@ def endpoints(service: ServiceView) -> bytes:
             group.lb_endpoints.append(
                 endpoint_components_pb2.LbEndpoint(
                     endpoint=endpoint_components_pb2.Endpoint(address=_address(endpoint.address, endpoint.port)),
-                    health_status=_HEALTH.get(endpoint.health, health_check_pb2.UNHEALTHY),
+                    health_status=held
+                    if endpoint.health == service_pb2.HELD
+                    else _HEALTH.get(endpoint.health, health_check_pb2.UNHEALTHY),
                     load_balancing_weight=_uint(endpoint.weight),
                     metadata=base_pb2.Metadata(filter_metadata={"envoy.lb": labels}),
                 )
             )
     return _bytes(message)
+
+
+def _needs_held(service: ServiceView) -> bool:
+    """True if so many are held that they must carry calls: a time-out to a dead one is retried, to an overloaded one it is not."""
+    held = sum(endpoint.health == service_pb2.HELD for endpoint in service.endpoints)
+    healthy = sum(endpoint.health == service_pb2.HEALTHY for endpoint in service.endpoints)
+    return healthy < PANIC_SHARE * (healthy + held)
 
 
 @lru_cache(REMEMBERED)

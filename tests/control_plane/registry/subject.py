@@ -120,9 +120,9 @@ class Outage:
             self._check()
             yield batch
 
-    async def compact(self) -> None:
+    async def compact(self, revision: int | None = None) -> None:
         self._check()
-        await self._store.compact()
+        await self._store.compact(revision)
 
     async def close(self) -> None:
         await self._store.close()
