@@ -80,6 +80,10 @@ async def _serve(bootstrap: Bootstrap, snapshot: Path | None) -> int:
         from sidecar.xds.client import AdsClient
 
         client = asyncio.create_task(AdsClient(bootstrap, proxy, stats, is_ready, keeper).run())
+    elif any(ref.source for ref in bootstrap.configuration.secret_refs):
+        from sidecar.xds.secrets import follow_static
+
+        client = asyncio.create_task(follow_static(bootstrap, proxy, stats, is_ready))
     else:
         is_ready.set()
     await stop.wait()

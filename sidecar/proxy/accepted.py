@@ -101,7 +101,10 @@ class Accepted(asyncio.Protocol):
             self.close()
             return
         self._chain = chain
-        if chain.context is not None:
+        if chain.config.tls is not None and chain.context is None:
+            listener.worker.stats.handshakes_failed += 1  # its certificate has not come yet
+            self.close()
+        elif chain.context is not None:
             self._step = lambda: None  # what comes decrypted before the handshake's task goes on stays in `_data`
             self._handshake = listener.worker.loop.create_task(self._secure(chain))
         else:
@@ -111,7 +114,8 @@ class Accepted(asyncio.Protocol):
         """TLS; what was read of it already is given to the new protocol first."""
         loop = self._listener.worker.loop
         plain = self._transport
-        assert plain is not None and chain.context is not None and chain.config.tls is not None
+        assert plain is not None and chain.context is not None and chain.tls is not None
+        config = chain.tls
         handshake = loop.create_task(
             loop.start_tls(plain, self, chain.context, server_side=True, ssl_handshake_timeout=tls.HANDSHAKE_TIMEOUT_S)
         )
@@ -134,7 +138,7 @@ class Accepted(asyncio.Protocol):
         assert secured is not None
         self._transport = secured
         peer = secured.get_extra_info("ssl_object")
-        if tls.refusal(chain.config.tls, peer):
+        if tls.refusal(config, peer):
             self._listener.worker.stats.handshakes_failed += 1
             self.close()
             return

@@ -2,14 +2,15 @@
 
 import ssl
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from sidecar.proxy.care import Connected, ConnectionCare, QuietCalls
-from sidecar.proxy.config import FilterChain
+from sidecar.proxy.config import FilterChain, TlsConfig
 from sidecar.proxy.decision import DecisionCache
 from sidecar.proxy.route import Router
 from sidecar.proxy.tcp import QuietSplices
-from sidecar.proxy.tls import server_context
+from sidecar.proxy.tls import TlsError, resolved, server_context
 from sidecar.proxy.worker import Worker
 
 RAW: Final = "raw_buffer"
@@ -27,6 +28,8 @@ class Chain:
         self.cache = DecisionCache(worker.stats, worker.chance)
         self.router: Router | None = None
         self.context: ssl.SSLContext | None = None
+        self.tls: TlsConfig | None = None
+        """With the secrets that its configuration refers to; None with TLS configured: they have not come, and nobody gets in."""
         self.splices = QuietSplices(worker, config.tcp.idle_timeout_s if config.tcp is not None else 0.0)
         self._connections = ConnectionCare(worker, lambda: connections(self))
         self._calls = QuietCalls(worker, lambda: connections(self))
@@ -41,7 +44,11 @@ class Chain:
             self.splices.splices.update(old.splices)
             self.splices.watch()
         self.config = config
-        self.context = server_context(config.tls) if config.tls is not None else None
+        self.tls = self.context = None
+        if config.tls is not None:
+            with suppress(TlsError):
+                self.tls = resolved(config.tls, self._worker.secrets)
+                self.context = server_context(self.tls)
 
     def keep_times(self) -> None:
         """The routes are there: keep the times that they and the manager give."""

@@ -7,6 +7,7 @@ from typing import Final, cast
 
 from sidecar.proxy import tls
 from sidecar.proxy.config import ClusterConfig, EndpointConfig
+from sidecar.proxy.tls import Secrets
 
 KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 6))
 """A peer that is gone without a word is found by the kernel after two minutes."""
@@ -27,13 +28,19 @@ class ConnectError(Exception):
 
 
 async def connect(
-    cluster: ClusterConfig, endpoint: EndpointConfig, protocol: Callable[[], asyncio.BaseProtocol], alpn: str = "h2"
+    cluster: ClusterConfig,
+    endpoint: EndpointConfig,
+    protocol: Callable[[], asyncio.BaseProtocol],
+    secrets: Secrets,
+    alpn: str = "h2",
 ) -> asyncio.Transport:
     """Connect `protocol` to an endpoint within the cluster's time. Raises ConnectError."""
     place = f"{endpoint.host}:{endpoint.port}"
     loop = asyncio.get_running_loop()
-    config = cluster.tls
+    config = tls.chosen(cluster, endpoint)
     try:
+        if config is not None:
+            config = tls.resolved(config, secrets)
         async with asyncio.timeout(cluster.connect_timeout_s):
             if config is None:
                 transport, _ = await loop.create_connection(protocol, endpoint.host, endpoint.port)
@@ -46,6 +53,8 @@ async def connect(
                 ssl=tls.client_context(tls.with_alpn(config, alpn)),
                 server_hostname=config.sni,
             )
+    except tls.TlsError as error:
+        raise ConnectError(f"no connection to {place}: TLS: {error}") from None
     except TimeoutError:
         raise ConnectError(f"no connection to {place} within {cluster.connect_timeout_s:g} s") from None
     except OSError as error:
@@ -58,13 +67,15 @@ async def connect(
     return transport
 
 
-async def connect_http1(cluster: ClusterConfig, endpoint: EndpointConfig, core: asyncio.Protocol) -> None:
+async def connect_http1(
+    cluster: ClusterConfig, endpoint: EndpointConfig, core: asyncio.Protocol, secrets: Secrets
+) -> None:
     """The same for an endpoint that speaks HTTP/1.1: `core` sees an HTTP/2 server. Raises ConnectError."""
     # Imported here: a sidecar without HTTP/1.1 does not pay for h11.
     from sidecar.proxy.http1.upstream import Http1Server
 
     server = Http1Server()
-    await connect(cluster, endpoint, lambda: cast(asyncio.BaseProtocol, server), alpn="http/1.1")
+    await connect(cluster, endpoint, lambda: cast(asyncio.BaseProtocol, server), secrets, alpn="http/1.1")
     server.serve(core)
 
 

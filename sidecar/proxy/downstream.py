@@ -49,6 +49,8 @@ class Downstream(Handler, Peer):
         self.is_dirty = False
         self._is_lingering = False
         self.cache = cache
+        self.identity = ""
+        """The URI of the client's certificate (SPIFFE ID), checked; empty if it showed none."""
         self._seen: dict[int, None] = {}
         self._transport: asyncio.Transport | None = None
         self.drain_timeout_s = 5.0

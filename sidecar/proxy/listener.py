@@ -16,6 +16,7 @@ from sidecar.proxy.config import FilterChain, Limits, ListenerConfig
 from sidecar.proxy.downstream import CountedDownstream, Downstream
 from sidecar.proxy.route import Request
 from sidecar.proxy.tcp import QuietSplices, Splice
+from sidecar.proxy.tls import peer_identity
 from sidecar.proxy.worker import Worker
 
 BACKLOG: Final = 1024
@@ -151,6 +152,7 @@ class Listener:
             )
         else:
             downstream = Downstream(self, self.worker, chain.cache, stats, settings, self.limits)
+        downstream.identity = peer_identity(transport.get_extra_info("ssl_object"))
         downstream.drain_timeout_s = manager.drain_timeout_s
         downstream.delayed_close_s = manager.delayed_close_s
         downstream.adopt(transport, data)

@@ -112,7 +112,7 @@ class Splice:
             server = _Side(self)
             server.other = self._client
             try:
-                transport = await connect(cluster.config, endpoint.config, server.itself, alpn="")
+                transport = await connect(cluster.config, endpoint.config, server.itself, self._worker.secrets, alpn="")
             except ConnectError:
                 self._release()
                 continue

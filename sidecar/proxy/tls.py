@@ -1,7 +1,8 @@
 """TLS of listeners and clusters: contexts from configuration, and what is asked of a peer's certificate beyond its chain.
 
 A context is made once for each distinct `TlsConfig`, so a new certificate is a new configuration and a new context: connections that stand keep
-the old one, new ones get the new one. The keys are read from anonymous memory, never from a file of ours.
+the old one, new ones get the new one. The keys are read from anonymous memory, never from a file of ours. What a configuration only refers to
+(SDS) is put in by `resolved`, for each new connection as it is then.
 """
 
 import ipaddress
@@ -9,13 +10,24 @@ import os
 import re
 import ssl
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
-from typing import Final, cast
+from time import time
+from typing import Any, Final, TypeAlias, cast
 
-from sidecar.proxy.config import SanMatch, TlsCertificate, TlsConfig, TlsVersion
+from sidecar.proxy.config import (
+    ClusterConfig,
+    EndpointConfig,
+    SanMatch,
+    SecretRef,
+    TlsCertificate,
+    TlsConfig,
+    TlsVersion,
+)
+
+Secrets: TypeAlias = Mapping[SecretRef, TlsCertificate | bytes]
 
 HANDSHAKE_TIMEOUT_S: Final = 15.0
 """A peer that has not finished its handshake by then is cut."""
@@ -49,6 +61,41 @@ def client_context(config: TlsConfig) -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_REQUIRED if config.trusted_ca else ssl.CERT_NONE
     _prepare(context, config)
     return context
+
+
+def resolved(config: TlsConfig, secrets: Secrets) -> TlsConfig:
+    """The configuration with the secrets that it refers to. Raises TlsError for one that has not come: never does without."""
+    if not config.refs:
+        return config
+    missing = [ref for ref in config.refs if ref not in secrets]
+    if missing:
+        raise TlsError(f"the secret {missing[0]} has not come yet")
+    fresh = config
+    if config.certificate_ref is not None:
+        certificate = secrets[config.certificate_ref]
+        if not isinstance(certificate, TlsCertificate):
+            raise TlsError(f"the secret {config.certificate_ref} is no certificate")
+        fresh = replace(fresh, certificates=(certificate,), certificate_ref=None)
+    if config.trust_ref is not None:
+        trusted = secrets[config.trust_ref]
+        if not isinstance(trusted, bytes):
+            raise TlsError(f"the secret {config.trust_ref} is no validation context")
+        fresh = replace(fresh, trusted_ca=trusted, trust_ref=None)
+    return fresh
+
+
+def chosen(cluster: ClusterConfig, endpoint: EndpointConfig) -> TlsConfig | None:
+    """How an endpoint is spoken to; None is plain text (Envoy: cluster.v3.Cluster.transport_socket_matches)."""
+    for match in cluster.tls_matches:
+        if all(label in endpoint.tls_labels for label in match.labels):
+            return match.tls
+    return cluster.tls
+
+
+def security(cluster: ClusterConfig, endpoint: EndpointConfig) -> str:
+    """Label of metrics: what calls to an endpoint go over, `mutual_tls` or `tls`; empty is plain text."""
+    config = chosen(cluster, endpoint)
+    return config.security if config is not None else ""
 
 
 def with_alpn(config: TlsConfig, protocol: str) -> TlsConfig:
@@ -116,9 +163,13 @@ def describe(error: OSError) -> str:
 
 def refusal(config: TlsConfig, peer: ssl.SSLObject) -> str:
     """Why the peer is not taken although its chain is good; empty if it is taken (Envoy: match_typed_subject_alt_names)."""
-    if not config.sans:
+    if not config.trusted_ca:
         return ""
     certificate = peer.getpeercert()
+    if certificate and ssl.cert_time_to_seconds(str(certificate["notAfter"])) < time():
+        return "its certificate has ended"  # a session that is resumed is not checked again
+    if not config.sans:
+        return ""
     names = cast(tuple[tuple[str, str], ...], (certificate or {}).get("subjectAltName", ()))
     for match in config.sans:
         kind = _PYTHON_KINDS[match.kind]
@@ -126,6 +177,14 @@ def refusal(config: TlsConfig, peer: ssl.SSLObject) -> str:
             return ""
     shown = ", ".join(f"{kind}:{value}" for kind, value in names[:4])
     return f"its certificate is for {shown or 'nobody'}"
+
+
+def peer_identity(peer: Any) -> str:
+    """The URI that a peer's checked certificate is for (SPIFFE); empty if it showed none, or has not exactly one."""
+    certificate = peer.getpeercert() if peer is not None else None
+    names = cast(tuple[tuple[str, str], ...], (certificate or {}).get("subjectAltName", ()))
+    found = [value for kind, value in names if kind == "URI"]
+    return found[0] if len(found) == 1 else ""
 
 
 def _holds(match: SanMatch, value: str) -> bool:

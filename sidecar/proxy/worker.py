@@ -1,11 +1,13 @@
 """What all connections of a process share: the loop, the clock of this wake-up, who has bytes to write, deadlines."""
 
 import asyncio
+from collections.abc import Mapping
 from random import Random
 from time import monotonic
 
 from mypy_extensions import trait
 
+from sidecar.proxy.config import SecretRef, TlsCertificate
 from sidecar.proxy.timers import TimerWheel
 from sidecar.telemetry.stats import Stats
 
@@ -31,6 +33,8 @@ class Worker:
         self.now = monotonic()
         """Seconds; set once for each wake-up, which is as exact as latencies need."""
         self.timers = TimerWheel(loop)
+        self.secrets: Mapping[SecretRef, TlsCertificate | bytes] = {}
+        """What new connections show and trust, where the configuration only refers to it (SDS); swapped as a whole."""
         self._dirty: list[Peer] = []
         self._is_scheduled = False
         self.is_receiving = False

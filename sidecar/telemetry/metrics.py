@@ -40,7 +40,7 @@ class StatsCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats
-        labels = ["direction", "service", "version"]
+        labels = ["direction", "service", "version", "security"]
         requests = CounterMetricFamily(
             "remora_requests",
             "Finished calls, by grpc-status and Envoy response flag.",

@@ -69,8 +69,8 @@ def _nothing_runs() -> tuple[int, int]:
 class Stats:
     """All counters of a process."""
 
-    calls: dict[tuple[str, str, str], CallStats] = field(default_factory=dict)
-    """By (direction, service, version)."""
+    calls: dict[tuple[str, str, str, str], CallStats] = field(default_factory=dict)
+    """By (direction, service, version, security)."""
     limits: dict[str, LimitStats] = field(default_factory=dict)
     """By policy."""
     retries: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -92,9 +92,9 @@ class Stats:
     config_rejected: int = 0
     control_plane_connected: int = 0
 
-    def of_calls(self, direction: str, service: str, version: str) -> CallStats:
-        """The counters for these labels, made at first use."""
-        key = (direction, service, version)
+    def of_calls(self, direction: str, service: str, version: str, security: str = "") -> CallStats:
+        """The counters for these labels, made at first use. `security` is what calls to an endpoint go over: empty is plain text."""
+        key = (direction, service, version, security)
         found = self.calls.get(key)
         if found is None:
             found = self.calls[key] = CallStats()

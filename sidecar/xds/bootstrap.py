@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,8 +12,8 @@ from google.protobuf import json_format
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from sidecar.proxy.config import Configuration, Limits
-from sidecar.xds import convert, runtime
+from sidecar.proxy.config import Configuration, Limits, SecretRef
+from sidecar.xds import convert, runtime, tls
 from sidecar.xds.supported import ConfigError, refuse_unsupported
 
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
@@ -88,8 +88,12 @@ def parse(document: dict[str, Any]) -> Bootstrap:
             for item in static.clusters
             if not (_is_by_dns(item) and item is steering) and not _pipe(item)
         ),
+        local_cluster=_local_cluster(message),
+        locality=(message.node.locality.region, message.node.locality.zone, message.node.locality.sub_zone),
     )
     _check_routes(configuration)
+    static_secrets = tuple((SecretRef("", item.name), tls.secret(item)) for item in static.secrets)
+    configuration = replace(configuration, secrets=static_secrets)
     sources = {cluster.name: _target(cluster) for cluster in static.clusters}
     check_secrets(configuration, sources)
     return Bootstrap(
@@ -105,9 +109,11 @@ def parse(document: dict[str, Any]) -> Bootstrap:
 
 
 def check_secrets(configuration: Configuration, sources: Mapping[str, str]) -> None:
-    """Every secret comes from a static cluster. Raises ConfigError."""
+    """Every secret is static, or comes from a static cluster. Raises ConfigError."""
     for ref in sorted(configuration.secret_refs, key=str):
-        if not sources.get(ref.source):
+        if not ref.source and ref not in dict(configuration.secrets):
+            raise ConfigError(f"secret[{ref.name}]", "is not among static_resources.secrets (RMR0125)")
+        if ref.source and not sources.get(ref.source):
             raise ConfigError(
                 f"secret[{ref.name}]", f'there is no static cluster "{ref.source}" with an endpoint to ask (RMR0125)'
             )
@@ -131,6 +137,16 @@ def _target(cluster: Any) -> str:
             host = f"[{socket.address}]" if ":" in socket.address else socket.address
             return f"{host}:{socket.port_value}" if host else ""
     return ""
+
+
+def _local_cluster(message: Any) -> str:
+    """The cluster of the instances to which this process belongs; as in Envoy it must be a static one, its endpoints may come by EDS."""
+    name = str(message.cluster_manager.local_cluster_name)
+    if name and all(cluster.name != name for cluster in message.static_resources.clusters):
+        raise ConfigError(
+            "cluster_manager.local_cluster_name", f'there is no static cluster "{name}"; add it (RMR0131)'
+        )
+    return name
 
 
 def _check_routes(configuration: Configuration) -> None:

@@ -26,8 +26,9 @@ from sidecar.proxy.listener import ListenError
 from sidecar.proxy.proxy import Proxy
 from sidecar.telemetry.stats import Stats
 from sidecar.xds import convert
-from sidecar.xds.bootstrap import Bootstrap
+from sidecar.xds.bootstrap import Bootstrap, check_secrets
 from sidecar.xds.keeper import Keeper
+from sidecar.xds.secrets import SecretsClient
 from sidecar.xds.snapshot import Part, Snapshot
 from sidecar.xds.supported import ConfigError, unpack
 
@@ -117,6 +118,8 @@ class AdsClient:
         self._stats = stats
         self._is_ready = is_ready
         self._keeper = keeper
+        self._sources = dict(bootstrap.secret_sources)
+        self._secrets = SecretsClient(self._sources, bootstrap.node, stats, self._on_secrets)
         self._changing = asyncio.Lock()
         self._has_looked = False
         """At what is kept on disk."""
@@ -129,9 +132,11 @@ class AdsClient:
     async def run(self) -> None:
         """Connect, follow, connect again: to the next control plane, if there are several."""
         background = [asyncio.create_task(work) for work in self._background()]
+        self._secrets.want(self._static.secret_refs)
         try:
             await self._run()
         finally:
+            await self._secrets.close()
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
@@ -187,7 +192,7 @@ class AdsClient:
             before = self._in_force()
             try:
                 self._take_over(found)
-                await self._proxy.apply(self._configuration())
+                await self._apply()
             except (ConfigError, ListenError) as error:
                 self._put_back(before)
                 self._name_again()
@@ -203,7 +208,8 @@ class AdsClient:
                 for url in (ENDPOINTS, ROUTES):
                     if self._types[url].names:
                         self._ask(self._types[url])
-            self._is_ready.set()
+            if self._secrets.has_all:
+                self._is_ready.set()
 
     def _take_over(self, found: Snapshot) -> None:
         for each in self._types.values():
@@ -286,7 +292,7 @@ class AdsClient:
             is_whole = response.type_url in (CLUSTER, LISTENER)
             subscription.resources = fresh if is_whole else {**subscription.resources, **fresh}
             self._trim()
-            await self._proxy.apply(self._configuration())
+            await self._apply()
         except (ConfigError, ListenError) as error:
             self._put_back(before)
             self._stats.config_rejected += 1
@@ -298,9 +304,25 @@ class AdsClient:
         self._follow_names(CLUSTER, ENDPOINTS)
         self._follow_names(LISTENER, ROUTES)
         if self._is_complete():
-            self._is_ready.set()
+            if self._secrets.has_all:
+                self._is_ready.set()
             if self._keeper is not None:
                 self._keeper.keep(self._parts)
+
+    async def _apply(self) -> None:
+        """Put in force what there is, and follow the secrets that it refers to. Raises ConfigError, ListenError."""
+        configuration = self._configuration()
+        check_secrets(configuration, self._sources)
+        await self._proxy.apply(configuration)
+        self._secrets.want(configuration.secret_refs)
+
+    async def _on_secrets(self) -> None:
+        """New ones: for new connections."""
+        async with self._changing:
+            await self._proxy.apply(self._configuration())
+            is_by_kept = self._keeper is not None and self._keeper.is_in_force
+            if self._secrets.has_all and (is_by_kept or self._is_complete()):
+                self._is_ready.set()
 
     def _in_force(self) -> dict[str, dict[str, tuple[bytes, Any]]]:
         return {url: each.resources for url, each in self._types.items()}
@@ -371,4 +393,7 @@ class AdsClient:
             clusters=self._static.clusters + items(CLUSTER),
             route_tables=items(ROUTES),
             endpoints=items(ENDPOINTS),
+            secrets=(*self._static.secrets, *self._secrets.values.items()),
+            local_cluster=self._static.local_cluster,
+            locality=self._static.locality,
         )

@@ -91,7 +91,7 @@ FIELDS: Final[dict[str, str]] = {
     _BOOTSTRAP + "Bootstrap": "node static_resources dynamic_resources admin bootstrap_extensions layered_runtime",
     _BOOTSTRAP + "LayeredRuntime": "layers",
     _BOOTSTRAP + "RuntimeLayer": "name static_layer",
-    _BOOTSTRAP + "Bootstrap.StaticResources": "listeners clusters",
+    _BOOTSTRAP + "Bootstrap.StaticResources": "listeners clusters secrets",
     _BOOTSTRAP + "Bootstrap.DynamicResources": "lds_config cds_config ads_config",
     _BOOTSTRAP + "Admin": "address",
     _CORE + "ApiConfigSource": "api_type transport_api_version grpc_services set_node_on_first_message_only",

@@ -1,4 +1,7 @@
-"""Envoy's TLS messages to `TlsConfig`. Files are read here, so that a configuration holds what it will use."""
+"""Envoy's TLS messages to `TlsConfig`. Files are read here, so that a configuration holds what it will use.
+
+What is to come by SDS is referred to: `secrets` brings it.
+"""
 
 import ipaddress
 from pathlib import Path
@@ -6,9 +9,9 @@ from typing import Any, Final
 
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
 
-from sidecar.proxy.config import SanMatch, Secret, TlsCertificate, TlsConfig, TlsVersion
+from sidecar.proxy.config import SanMatch, Secret, SecretRef, TlsCertificate, TlsConfig, TlsVersion
 from sidecar.proxy.tls import TlsError, client_context, server_context
-from sidecar.xds.supported import ConfigError, unpack
+from sidecar.xds.supported import ConfigError, refuse_unsupported, unpack
 from sidecar.xds.values import regex
 
 MAX_FILE_BYTES: Final = 1024 * 1024
@@ -28,15 +31,16 @@ def downstream(socket: Any, path: str) -> TlsConfig | None:
     place = f"{path}.typed_config"
     requires = message.require_client_certificate.value
     config = _common(message.common_tls_context, f"{place}.common_tls_context", requires=requires, sni="")
-    if requires and not config.trusted_ca:
+    if requires and not config.trusted_ca and config.trust_ref is None:
         raise ConfigError(
             f"{place}.require_client_certificate",
             "needs common_tls_context.validation_context.trusted_ca, or any certificate would do (RMR0124)",
         )
-    try:
-        server_context(config)
-    except TlsError as error:
-        raise ConfigError(f"{place}.common_tls_context", f"{error} (RMR0124)") from None
+    if not config.refs:
+        try:
+            server_context(config)
+        except TlsError as error:
+            raise ConfigError(f"{place}.common_tls_context", f"{error} (RMR0124)") from None
     return config
 
 
@@ -47,11 +51,39 @@ def upstream(socket: Any, path: str) -> TlsConfig | None:
         return None
     place = f"{path}.typed_config"
     config = _common(message.common_tls_context, f"{place}.common_tls_context", requires=True, sni=message.sni)
-    try:
-        client_context(config)
-    except TlsError as error:
-        raise ConfigError(f"{place}.common_tls_context", f"{error} (RMR0124)") from None
+    if not config.refs:
+        try:
+            client_context(config)
+        except TlsError as error:
+            raise ConfigError(f"{place}.common_tls_context", f"{error} (RMR0124)") from None
     return config
+
+
+def secret(message: Any) -> TlsCertificate | bytes:
+    """A tls.v3.Secret: a certificate with its key, or whom to trust. Raises ConfigError."""
+    path = f"secret[{message.name}]"
+    refuse_unsupported(message, path)
+    found: TlsCertificate | bytes
+    match message.WhichOneof("type"):
+        case "tls_certificate":
+            found = _certificate(message.tls_certificate, f"{path}.tls_certificate")
+            probe = TlsConfig(certificates=(found,))
+        case "validation_context":
+            context = message.validation_context
+            if context.match_typed_subject_alt_names:
+                raise ConfigError(
+                    f"{path}.validation_context.match_typed_subject_alt_names",
+                    "names stand in the configuration that refers to the secret, not in the secret (RMR0124)",
+                )
+            found = _data(context.trusted_ca, f"{path}.validation_context.trusted_ca")
+            probe = TlsConfig(trusted_ca=found)
+        case _:
+            raise ConfigError(path, "tls_certificate or validation_context is needed (RMR0124)")
+    try:
+        client_context(probe)
+    except TlsError as error:
+        raise ConfigError(path, f"{error} (RMR0124)") from None
+    return found
 
 
 def _context(socket: Any, path: str, kind: type[Any]) -> Any:
@@ -63,26 +95,64 @@ def _context(socket: Any, path: str, kind: type[Any]) -> Any:
     return message
 
 
+def _certificate(message: Any, path: str) -> TlsCertificate:
+    return TlsCertificate(
+        chain=_data(message.certificate_chain, f"{path}.certificate_chain"),
+        key=Secret(_data(message.private_key, f"{path}.private_key")),
+    )
+
+
+def _ref(message: Any, path: str) -> SecretRef:
+    """SdsSecretConfig; without `sds_config` the secret stands in the bootstrap."""
+    source = message.sds_config.api_config_source
+    if not message.HasField("sds_config"):
+        return SecretRef("", message.name)
+    if not message.sds_config.HasField("api_config_source") or source.api_type != 2 or len(source.grpc_services) != 1:
+        raise ConfigError(
+            f"{path}.sds_config", "api_config_source of api_type GRPC with one envoy_grpc service is needed (RMR0124)"
+        )
+    if not message.name:
+        raise ConfigError(f"{path}.name", "the secret's name is needed (RMR0124)")
+    return SecretRef(source.grpc_services[0].envoy_grpc.cluster_name, message.name)
+
+
 def _common(message: Any, path: str, *, requires: bool, sni: str) -> TlsConfig:
     certificates = tuple(
-        TlsCertificate(
-            chain=_data(item.certificate_chain, f"{path}.tls_certificates[{number}].certificate_chain"),
-            key=Secret(_data(item.private_key, f"{path}.tls_certificates[{number}].private_key")),
-        )
-        for number, item in enumerate(message.tls_certificates)
+        _certificate(item, f"{path}.tls_certificates[{number}]") for number, item in enumerate(message.tls_certificates)
     )
-    context = message.validation_context
-    place = f"{path}.validation_context"
+    certificate_ref = trust_ref = None
+    by_sds = message.tls_certificate_sds_secret_configs
+    if by_sds:
+        if len(by_sds) > 1 or certificates:
+            raise ConfigError(
+                f"{path}.tls_certificate_sds_secret_configs", "one, and no tls_certificates beside it (RMR0124)"
+            )
+        certificate_ref = _ref(by_sds[0], f"{path}.tls_certificate_sds_secret_configs[0]")
+    context, place = message.validation_context, f"{path}.validation_context"
+    match message.WhichOneof("validation_context_type"):
+        case "validation_context_sds_secret_config":
+            where = f"{path}.validation_context_sds_secret_config"
+            trust_ref = _ref(message.validation_context_sds_secret_config, where)
+        case "combined_validation_context":
+            combined, where = message.combined_validation_context, f"{path}.combined_validation_context"
+            context, place = combined.default_validation_context, f"{where}.default_validation_context"
+            trust_ref = _ref(
+                combined.validation_context_sds_secret_config, f"{where}.validation_context_sds_secret_config"
+            )
+            if context.HasField("trusted_ca"):
+                raise ConfigError(f"{place}.trusted_ca", "comes with the secret: give it there (RMR0124)")
     trusted_ca = _data(context.trusted_ca, f"{place}.trusted_ca") if context.HasField("trusted_ca") else b""
     sans = tuple(
         _san(item, f"{place}.match_typed_subject_alt_names[{number}]")
         for number, item in enumerate(context.match_typed_subject_alt_names)
     )
-    if sans and not trusted_ca:
+    if sans and not trusted_ca and trust_ref is None:
         raise ConfigError(f"{place}.match_typed_subject_alt_names", "names mean nothing without trusted_ca (RMR0124)")
     params = f"{path}.tls_params"
     return TlsConfig(
         certificates=certificates,
+        certificate_ref=certificate_ref,
+        trust_ref=trust_ref,
         trusted_ca=trusted_ca,
         sans=sans,
         alpn=tuple(message.alpn_protocols),

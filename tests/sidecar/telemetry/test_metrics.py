@@ -50,6 +50,7 @@ observations = st.tuples(
     st.sampled_from(["inbound", "outbound"]),
     st.sampled_from(["orders.shop", "stock.shop"]),
     st.sampled_from(["", "v1"]),
+    st.sampled_from(["", "tls", "mutual_tls"]),
     st.integers(min_value=0, max_value=17),
     st.sampled_from(FLAGS),
     st.floats(min_value=0.0, max_value=100.0),
@@ -59,18 +60,18 @@ observations = st.tuples(
 @given(st.lists(observations, max_size=60))
 def test_every_call_is_counted_once_and_histograms_add_up(calls: list[tuple[Any, ...]]) -> None:
     stats = Stats()
-    for direction, service, version, status, flag, seconds in calls:
-        stats.of_calls(direction, service, version).observe(status, flag, seconds)
+    for direction, service, version, security, status, flag, seconds in calls:
+        stats.of_calls(direction, service, version, security).observe(status, flag, seconds)
     found = samples(stats)
-    for direction, service, version, status, flag, _ in calls:
-        same = [call for call in calls if call[:5] == (direction, service, version, status, flag)]
-        labels = {"direction": direction, "service": service, "version": version}
+    for direction, service, version, security, status, flag, _ in calls:
+        same = [call for call in calls if call[:6] == (direction, service, version, security, status, flag)]
+        labels = {"direction": direction, "service": service, "version": version, "security": security}
         labels |= {"grpc_status": STATUS_NAMES[status], "flags": flag}
         assert found["remora_requests_total", frozenset(labels.items())] == len(same)
     assert sum(count for (name, _), count in found.items() if name == "remora_requests_total") == len(calls)
-    for key in {call[:3] for call in calls}:
-        labels = dict(zip(("direction", "service", "version"), key, strict=True))
-        mine = [call[5] for call in calls if call[:3] == key]
+    for key in {call[:4] for call in calls}:
+        labels = dict(zip(("direction", "service", "version", "security"), key, strict=True))
+        mine = [call[6] for call in calls if call[:4] == key]
         for bound in (*BUCKETS_S, math.inf):
             text = "+Inf" if bound == math.inf else str(bound)
             bucket = frozenset({**labels, "le": text}.items())
