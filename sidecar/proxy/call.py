@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sidecar.proxy.downstream import Downstream
     from sidecar.proxy.upstream import Upstream
 
+EARLY_S: Final = 0.001
+"""What `grpc-timeout` loses where it is written anew: an upstream's deadline may be over by so much before ours."""
 SHORTEST_HOLD_S: Final = 0.01
 """A call that was held for less is handed on with the `grpc-timeout` that it came with."""
 
@@ -206,6 +208,10 @@ class Call(Timed):
             if held >= SHORTEST_HOLD_S:
                 self.plan = plan.after(held)
 
+    def is_overdue(self) -> bool:
+        """True if the deadline is over, by any clock on the way."""
+        return 0.0 < self.deadline <= self.down.worker.now + EARLY_S
+
     def on_deadline(self) -> None:
         """The time that the caller gave, or the route allows, is over."""
         self.deadline = 0.0
@@ -213,7 +219,7 @@ class Call(Timed):
             spent = monotonic() - self.started
             plan = self.plan
             cluster = self.cluster.name if self.cluster else "?"
-            if plan.timeout_s and spent >= plan.timeout_s:
+            if plan.timeout_s and spent + EARLY_S >= plan.timeout_s:
                 limit = f"the caller's deadline of {plan.timeout_s:g} s"
             else:
                 limit = f"the route's time-out of {plan.response_timeout_s:g} s"

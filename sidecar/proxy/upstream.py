@@ -290,6 +290,9 @@ class Upstream(Handler, Peer):
         call: Call | None = stream.call
         if call is None:
             return
+        if code == ErrorCode.CANCEL and call.is_overdue():
+            call.on_deadline()  # a server that keeps the deadline may say no more than this when it is over (grpc-go's)
+            return
         if was_refused and not call.is_responded and call.cluster is not None:
             self._refuse(call)
         elif call.is_responded:

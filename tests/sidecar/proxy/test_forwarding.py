@@ -196,3 +196,14 @@ def _frames(client: Wire, number: int) -> bytes:
     seen = client.expect(2 * number + 3)
     seen.have_ended = True
     return script.frame({f"HEADERS {seen.id} END_HEADERS END_STREAM": script.GRPC})
+
+
+async def test_a_server_that_resets_a_call_at_its_deadline_has_not_cancelled_it() -> None:
+    """grpc-go's servers do: to a client of theirs it is DEADLINE_EXCEEDED, as the client knows its deadline. So do we."""
+    [port] = free_ports(1)
+    async with backends("a") as [a], running(bootstrap(port, a.port)):
+        client = await dial(port)
+        for _ in range(20):
+            a.begin([{"reset": "CANCEL"}])
+            answers = [await call(client, "hello", "grpc-timeout: 1n"), await call(client, "hello", "grpc-timeout: 1H")]
+            assert [answer.header("grpc-status") for answer in answers] == ["4", "1"]
