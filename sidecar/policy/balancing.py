@@ -7,6 +7,9 @@ from enum import Enum
 from sidecar.policy.balance import SlowStart
 from sidecar.policy.priority import OVERPROVISIONING
 
+Labels = tuple[tuple[str, Hashable], ...]
+"""Names and values, in order of the names."""
+
 
 class Balance(Enum):
     """How one of several hosts is chosen (Envoy: cluster.v3.Cluster.LbPolicy)."""
@@ -48,7 +51,7 @@ class Subsetting:
 
     selectors: tuple[Selector, ...] = ()
     fallback: Fallback = Fallback.NOTHING
-    default: tuple[tuple[str, Hashable], ...] = ()
+    default: Labels = ()
     """Labels of the default subset."""
     keeps_locality_weights: bool = False
     """Envoy: locality_weight_aware."""

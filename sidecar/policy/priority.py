@@ -67,7 +67,7 @@ def shares(
         result = Shares((100,) + (0,) * (len(levels) - 1), (0,) * len(levels))
         if not panic_threshold:
             return Shares(result.healthy, result.degraded, (False,) * len(levels))
-    panic = tuple(total < 100 and _is_in_panic(level, panic_threshold) for level in levels)
+    panic = tuple(total < 100 and is_in_panic(level, panic_threshold) for level in levels)
     if all(panic):
         result = _by_size(everybody or [level.hosts for level in levels])
     return Shares(result.healthy, result.degraded, panic)
@@ -95,7 +95,8 @@ def _distribute(health: list[int], degraded: list[int], total: int) -> Shares:
     return Shares(tuple(to_healthy), tuple(to_degraded))
 
 
-def _is_in_panic(level: Census, threshold: float) -> bool:
+def is_in_panic(level: Census, threshold: float) -> bool:
+    """True if so few hosts are usable that those would break under the load."""
     if not level.hosts:
         return threshold > 0
     return 100.0 * level.healthy / level.hosts + 100.0 * level.degraded / level.hosts < threshold

@@ -258,6 +258,8 @@ class _Spread(Generic[H]):
         )
         if how is None:
             return None
+        if priority.is_in_panic(home.census, self._how.panic_threshold):
+            return Nobody() if self._how.zone_aware.fails_in_panic else None
         flat = self._flat([host for _, hosts in members for host in hosts])
         return Zones(how, [self._flat(hosts) for _, hosts in members], flat, self._how.zone_aware.enabled, self._chance)
 
@@ -296,6 +298,14 @@ class _Spread(Generic[H]):
         if how.policy is Balance.MAGLEV:
             return Lazily(lambda now: Maglev(weighted, chance, how.table_size))
         return Lazily(lambda now: Ring(weighted, chance, how.min_ring_size, how.max_ring_size))
+
+
+def home_of(levels: Sequence[Level[H]], locality: Locality) -> Home:
+    """What the instances of a caller's own service say of where calls come from."""
+    level = levels[0] if levels else ()
+    healthy = [(group.locality, sum(host.health is Health.HEALTHY for host in group.hosts)) for group in level]
+    is_known = any(group.locality == locality and group.hosts for group in level)
+    return Home(locality, tuple(healthy), _census(level), is_known, len(level))
 
 
 def _normalised(hosts: Sequence[H], whole: float) -> list[tuple[H, float]]:

@@ -9,11 +9,8 @@ from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
 from sidecar.policy.balance import ANY, Balancer, Wish
-from sidecar.policy.balancing import Fallback, Subsetting
+from sidecar.policy.balancing import Fallback, Labels, Subsetting
 from sidecar.policy.spread import Group, Host, Lazily, Level
-
-Labels = tuple[tuple[str, Hashable], ...]
-"""In order of the names."""
 
 
 class Labelled(Host, Protocol):

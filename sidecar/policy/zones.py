@@ -7,6 +7,8 @@ than of the callers, all of its calls stay; if not, what is too much goes to zon
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sidecar.policy.priority import Census
+
 Locality = tuple[str, str, str]
 """Region, zone, sub-zone."""
 
@@ -19,11 +21,11 @@ class Home:
     """Of this caller."""
     callers: tuple[tuple[Locality, int], ...]
     """Healthy instances by locality."""
-    is_known: bool = True
+    census: Census
+    """All instances: if too few are healthy, their places say nothing."""
+    is_known: bool
     """The caller's own locality has instances, healthy or not."""
-    is_in_panic: bool = False
-    """So many instances of the own service are not healthy that their places say nothing."""
-    zones: int = 0
+    zones: int
     """Localities that have an instance, healthy or not."""
 
 
@@ -52,7 +54,7 @@ def zoning(home: Home, upstream: Sequence[tuple[Locality, int]], min_cluster_siz
     An empty locality in front stands for a caller's zone without hosts.
     """
     hosts = sum(count for _, count in upstream)
-    if len(upstream) < 2 or home.zones < 2 or not home.is_known or home.is_in_panic or hosts < min_cluster_size:
+    if len(upstream) < 2 or home.zones < 2 or not home.is_known or hosts < min_cluster_size:
         return None
     callers: Mapping[Locality, int] = dict(home.callers)
     total = sum(callers.values())

@@ -44,7 +44,9 @@ class Call(Timed):
         "is_responded",
         "load",
         "plan",
+        "pushback_s",
         "response_fields",
+        "sent_at",
         "started",
         "trailers",
         "uncredited",
@@ -88,6 +90,10 @@ class Call(Timed):
         self.deadline = 0.0
         self.wish: Wish = ANY
         """What it asks of the balancer."""
+        self.sent_at = 0.0
+        """When this try was given to an endpoint."""
+        self.pushback_s = 0.0
+        """How long the answer asks callers to stay away (`grpc-retry-pushback-ms`)."""
 
     def start(self) -> None:
         """Pass the steps, choose a cluster, go."""
@@ -111,16 +117,20 @@ class Call(Timed):
             if not step.enter(self):
                 return
         cluster = decision.cluster
+        place = 0
         if cluster is None:
             if decision.reply is not None:
                 self.answer(*decision.reply)
                 return
-            cluster = decision.draw(self.down.worker.chance.random())
+            place = decision.draw(self.down.worker.chance.random())
+            cluster = decision.shares[place][1]
             if cluster is None:
                 self.answer(Status.UNAVAILABLE, "one of the route's clusters is not known here (flag NC)", "NC")
                 return
         if self.is_request_over and self.plan.response_timeout_s:
             self._await_response()
+        if self.plan.keyed is not None and cluster.reads_wishes:
+            self.wish = self.plan.keyed.wish(self, place)
         cluster.start(self)
 
     def _await_response(self) -> None:
@@ -304,6 +314,8 @@ class Call(Timed):
             self.load.active -= 1
         if cluster is not None:
             stats = endpoint.stats if endpoint is not None else cluster.stats
+            if cluster.times_answers and endpoint is not None:
+                cluster.score(self, endpoint, status)
         else:
             stats = self.down.stats
         stats.observe(status, flag, now - self.started)

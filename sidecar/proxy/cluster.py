@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, cast
 from sidecar.policy.balance import ANY, Balancer, Latency
 from sidecar.policy.balancing import Assignment, Balance
 from sidecar.policy.retry import Cause, most_retries
-from sidecar.policy.spread import Group, Health, Level, Nobody, spread
+from sidecar.policy.spread import Group, Health, Level, Nobody, home_of, spread
 from sidecar.policy.subset import Subsets
 from sidecar.policy.zones import Home, Locality
 from sidecar.proxy import attempts
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 FIRST_BACKOFF_S: Final = 0.025
 LONGEST_BACKOFF_S: Final = 1.0
 """Waits between attempts to connect to an endpoint that fails, from the second failure in a row on; doubled each time."""
+MAX_PUSHBACK_S: Final = 300.0
+"""Longer an endpoint cannot keep calls away."""
+_OVERLOADED: Final = (Status.RESOURCE_EXHAUSTED, Status.UNAVAILABLE)
 
 
 def was_tried(call: "Call", endpoint: "Endpoint") -> bool:
@@ -263,8 +266,8 @@ class Cluster:
         """For metrics: clusters are named `outbound|SERVICE.NAMESPACE`, and the direction is a label of its own."""
         self.stats = self.stats_of("")
         self.endpoints: dict[tuple[str, int], Endpoint] = {}
-        self.is_hashed = config.balancing.is_hashed
-        """True if a call's key decides where it goes."""
+        self.reads_wishes = config.balancing.is_hashed or config.balancing.subsetting is not None
+        """True if what a call asks for decides where it goes."""
         self.times_answers = config.balancing.policy is Balance.PEAK_EWMA
         """True if endpoints are chosen by how slow they are."""
         self._assignment = Assignment()
@@ -332,6 +335,10 @@ class Cluster:
         else:
             self._balancer = Subsets(levels, subsetting, self._over)
 
+    def home(self, locality: Locality) -> Home:
+        """Where its endpoints are, to one of them that runs at `locality`."""
+        return home_of(_levels(self.endpoints.values()), locality)
+
     def _over(self, levels: "Sequence[Level[Endpoint]]", now: float) -> Balancer[Endpoint]:
         return spread(levels, self.config.balancing, self.worker.chance, now, self._assignment, self._home)
 
@@ -370,8 +377,18 @@ class Cluster:
             call.answer(Status.UNAVAILABLE, f'no healthy upstream: "{self.name}": {why} (flag UH)', "UH")
             return
         call.endpoint = endpoint
+        call.sent_at = now
         endpoint.active += 1
         endpoint.take(call)
+
+    def score(self, call: "Call", endpoint: Endpoint, status: int) -> None:
+        """A call, or a try of one, is over: what refuses calls, or does not answer, is as slow as can be."""
+        balancing = self.config.balancing
+        now = self.worker.now
+        if status in _OVERLOADED or call.pushback_s:
+            endpoint.latency.observe(min(max(balancing.penalty_s, call.pushback_s), MAX_PUSHBACK_S), now)
+        elif not call.is_responded and now - call.sent_at > endpoint.latency.seconds(now):
+            endpoint.latency.observe(now - call.sent_at, now)  # it has not answered in all this time
 
     def overflow(self, call: "Call", why: str) -> None:
         """Refuse a call over a limit (flag UO)."""

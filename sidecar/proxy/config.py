@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from sidecar.http2.connection import Settings
-from sidecar.policy.balancing import Assignment, Balancing
+from sidecar.policy.balancing import Assignment, Balancing, Labels
 from sidecar.policy.spread import Health
 from sidecar.policy.zones import Locality
 
@@ -398,6 +398,44 @@ Overrides = tuple[tuple[str, FilterConfig], ...]
 """Filter's name and the configuration that counts instead of its own (Envoy: typed_per_filter_config)."""
 
 
+class HashSource(Enum):
+    """Of what a call's key is made (Envoy: route.v3.RouteAction.HashPolicy)."""
+
+    HEADER = "header"
+    COOKIE = "cookie"
+    CLIENT = "source_ip"
+    QUERY = "query_parameter"
+
+
+@dataclass(frozen=True, slots=True)
+class HashPolicy:
+    """One part of a call's key for consistent hashing (Envoy: route.v3.RouteAction.HashPolicy)."""
+
+    source: HashSource
+    name: bytes = b""
+    """Of the header, the cookie or the query parameter."""
+    is_terminal: bool = False
+    """If there is a key by now, later parts do not count."""
+    rewrite: tuple[str, str] | None = None
+    """Of a header's value: pattern and substitution."""
+    cookie_ttl_s: int | None = None
+    """A client without the cookie is given one for so long; 0 is for its session, None gives none."""
+    cookie_path: bytes = b""
+    cookie_attributes: tuple[tuple[bytes, bytes], ...] = ()
+
+    @property
+    def header(self) -> bytes:
+        """The header, lower case, in which it looks."""
+        match self.source:
+            case HashSource.COOKIE:
+                return b"cookie"
+            case HashSource.QUERY:
+                return b":path"
+            case HashSource.CLIENT:
+                return b"x-forwarded-for"
+        return self.name
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """Where matching calls go (Envoy: route.v3.Route)."""
@@ -405,6 +443,10 @@ class Route:
     match: RouteMatch
     clusters: tuple[tuple[str, int], ...]
     """Cluster names with weights above 0."""
+    labels: tuple[Labels, ...] = ()
+    """For each of `clusters` the subset that is asked for; empty if that is none (Envoy: metadata_match)."""
+    hash_policies: tuple[HashPolicy, ...] = ()
+    """Of what the key of a call is made, for clusters that choose by it."""
     name: str = ""
     timeout_s: float = 15.0
     """Longest time from the end of the request to the end of the response, seconds; 0 is none."""
@@ -598,6 +640,10 @@ class Configuration:
     """Those that came by RDS."""
     endpoints: tuple[LoadAssignment, ...] = ()
     """Those that came by EDS."""
+    local_cluster: str = ""
+    """The cluster of the instances to which this process belongs; empty if it is not known (Envoy: local_cluster_name)."""
+    locality: Locality = ("", "", "")
+    """Where this process runs (Envoy: core.v3.Node.locality)."""
     secrets: tuple[tuple[SecretRef, TlsCertificate | bytes], ...] = ()
     """Those that came by SDS: certificates with their keys, and PEM of whom to trust."""
 

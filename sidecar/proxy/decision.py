@@ -22,6 +22,7 @@ from sidecar.proxy.attempts import Retry
 from sidecar.proxy.cluster import Cluster
 from sidecar.proxy.config import Route
 from sidecar.proxy.filters import FilterBook
+from sidecar.proxy.hash_policy import Keyed
 from sidecar.proxy.route import Request, Router, may_retry
 from sidecar.proxy.status import Status
 from sidecar.proxy.step import Step
@@ -105,18 +106,18 @@ class Decision:
     replay_limit: int = 0
     """Bytes of a request that are kept for that."""
 
-    def draw(self, chance: float) -> Cluster | None:
-        """The cluster for a number between 0 and 1; None if it is not there."""
-        for share, cluster in self.shares:
+    def draw(self, chance: float) -> int:
+        """The place in `shares` for a number between 0 and 1."""
+        for place, (share, _) in enumerate(self.shares):
             if chance < share:
-                return cluster
-        return self.shares[-1][1]
+                return place
+        return len(self.shares) - 1
 
 
 class Plan:
     """A decision and the header block to send upstream."""
 
-    __slots__ = ("block", "decision", "response_timeout_s", "timeout_s", "values")
+    __slots__ = ("block", "decision", "keyed", "response_timeout_s", "timeout_s", "values")
 
     def __init__(
         self, decision: Decision, block: bytes, timeout_s: float, values: dict[bytes, list[bytes]] | None = None
@@ -129,6 +130,9 @@ class Plan:
         """From the end of the request to the end of the response: the route's; 0 is none."""
         self.values = values
         """Of the headers that steps read, by lower-case name; None if there are none."""
+        route = decision.route
+        self.keyed = Keyed(route, values or {}) if route is not None and (route.hash_policies or route.labels) else None
+        """What is asked of balancers, None if nothing is."""
 
     def after(self, seconds: float) -> "Plan":
         """The same for a call that was held for some time: its `grpc-timeout` is what is left."""
@@ -225,7 +229,9 @@ class DecisionCache:
         self._names_read = (router.header_names if router is not None else frozenset()) | (
             filters.header_names if filters is not None else frozenset()
         )
-        self._value_names = filters.value_names if filters is not None else frozenset()
+        self._value_names = (router.hash_names if router is not None else frozenset()) | (
+            filters.value_names if filters is not None else frozenset()
+        )
         self._routes_by_timeout = b"grpc-timeout" in self._names_read
         self._clusters = clusters
         self._filters = filters

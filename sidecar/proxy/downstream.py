@@ -97,6 +97,13 @@ class Downstream(Handler, Peer):
         name = self._transport.get_extra_info("peername") if self._transport is not None else None
         return str(name[0]) if isinstance(name, tuple) else ""
 
+    @property
+    def addresses(self) -> bytes:
+        """Both ends of the client's connection, one after the other: what tells it from every other."""
+        transport = self._transport
+        ends = (transport.get_extra_info(name) for name in ("peername", "sockname")) if transport is not None else ()
+        return b"".join(_address(end) for end in ends)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.listener.downstreams.discard(self)
         self.listener.stalled.discard(self)
@@ -275,6 +282,14 @@ class Downstream(Handler, Peer):
 
     def on_capacity(self) -> None:
         """A client's SETTINGS: data that waited may have left."""
+
+
+def _address(end: object) -> bytes:
+    """`HOST:PORT`; nothing for what is no IP socket."""
+    if not isinstance(end, tuple):
+        return b""
+    host, port = str(end[0]), int(end[1])
+    return (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode()
 
 
 class CountedDownstream(Downstream):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Descriptor = tuple[tuple[bytes, bytes], ...]
 """Entries of key and value, in order."""
 
-_FORWARDED_FOR: Final = b"x-forwarded-for"
+FORWARDED_FOR: Final = b"x-forwarded-for"
 _NO_VALUES: Final[dict[bytes, list[bytes]]] = {}
 
 
@@ -22,7 +22,7 @@ def names_read(actions: Iterable[LimitActions]) -> frozenset[bytes]:
     found: set[bytes] = set()
     for action in (action for item in actions for action in item.actions):
         if action.said is Said.REMOTE_ADDRESS:
-            found.add(_FORWARDED_FOR)
+            found.add(FORWARDED_FOR)
         if action.header:
             found.add(action.header)
         found.update(match.name for match in action.matches)
@@ -53,7 +53,7 @@ class DescriptorMaker:
                     return None
                 value = action.value.encode()
             elif action.said is Said.REMOTE_ADDRESS:
-                value = _remote_address(call, values.get(_FORWARDED_FOR))
+                value = remote_address(call, values.get(FORWARDED_FOR))
             elif action.said is Said.DESTINATION_CLUSTER:
                 if self._route is None or len(self._route.clusters) != 1:
                     return None
@@ -64,7 +64,7 @@ class DescriptorMaker:
         return tuple(entries) or None
 
 
-def _remote_address(call: "Call", forwarded: list[bytes] | None) -> bytes:
+def remote_address(call: "Call", forwarded: list[bytes] | None) -> bytes:
     """The client's address: as the last proxy before us said, else its socket's."""
     if forwarded:
         said = forwarded[-1].rpartition(b",")[2].strip()

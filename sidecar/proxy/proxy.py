@@ -145,6 +145,10 @@ class Proxy:
             if name not in clusters:
                 cluster.close()
         self.clusters = clusters
+        own = clusters.get(configuration.local_cluster)
+        home = own.home(configuration.locality) if own is not None else None
+        for cluster in clusters.values():
+            cluster.place(home if cluster is not own else None)
 
     def _running(self) -> tuple[int, int]:
         listeners = list(self.listeners.values())

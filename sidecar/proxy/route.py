@@ -112,6 +112,14 @@ class Router:
             header.name for host in table.virtual_hosts for route in host.routes for header in _conditions(route)
         )
         """Names of all headers that any route reads: two requests that agree in these and in path and authority go alike."""
+        self.hash_names: frozenset[bytes] = frozenset().union(
+            *(
+                frozenset(policy.header for policy in route.hash_policies)
+                for host in table.virtual_hosts
+                for route in host.routes
+            )
+        )
+        """Names of all headers of which any route makes a key for consistent hashing."""
         for config in table.virtual_hosts:
             host = _Host(config)
             for domain in config.domains:

@@ -34,7 +34,7 @@ NARROW_WINDOW: Final = 16 * 1024
 class Block:
     """What a response's header block says: remembered, as servers send few different ones."""
 
-    __slots__ = ("_fields", "data", "http_status", "is_error", "status")
+    __slots__ = ("_fields", "data", "http_status", "is_error", "pushback_s", "status")
 
     def __init__(self, data: bytes) -> None:
         """Raises HeaderError, TooLarge, and Malformed (RFC 9113 §8.3.2)."""
@@ -43,6 +43,8 @@ class Block:
         """0 in trailers."""
         self.status = -1
         """grpc-status; -1 if there is none."""
+        self.pushback_s = 0.0
+        """grpc-retry-pushback-ms; 0 if there is none."""
         for number, field in enumerate(fields):
             name = headers.name_of(field)
             value = headers.value_of(field)
@@ -54,6 +56,8 @@ class Block:
             field_rules.check(name, value)
             if name == b"grpc-status":
                 self.status = min(int(value), NOT_GRPC) if value.isdigit() and len(value) < 4 else Status.UNKNOWN
+            elif name == b"grpc-retry-pushback-ms" and value.isdigit() and len(value) < 9:
+                self.pushback_s = int(value) / 1000.0
         self.data = b"".join([whole for _, whole in fields])
         self.is_error = self.status > 0 or self.http_status >= 400
         self._fields: dict[bytes, list[bytes]] | None = None
@@ -209,6 +213,8 @@ class Upstream(Handler, Peer):
             call.is_active = True
             call.body = None
             call.http_status = known.http_status
+            if call.cluster is not None and call.cluster.times_answers and call.endpoint is not None:
+                call.endpoint.latency.observe(self.worker.now - call.sent_at, self.worker.now)
             if call.attempts is not None:
                 call.attempts.on_answer()
         elif known.http_status and known.http_status != 101 and not ended:
@@ -216,6 +222,8 @@ class Upstream(Handler, Peer):
         else:
             self._reject(stream, call, "a response without a final :status")
             return
+        if known.pushback_s:
+            call.pushback_s = known.pushback_s
         data = known.data
         if call.response_fields and known.http_status:
             data += call.response_fields

@@ -8,9 +8,10 @@ from envoy.config.cluster.v3 import cluster_pb2
 from google.protobuf import struct_pb2
 
 from sidecar.policy.balance import SlowStart
-from sidecar.policy.balancing import Balance, Balancing, Fallback, Selector, Subsetting, ZoneAware
+from sidecar.policy.balancing import Balance, Balancing, Fallback, Labels, Selector, Subsetting, ZoneAware
+from sidecar.proxy.config import HashPolicy, HashSource
 from sidecar.xds.supported import ConfigError, is_known, unpack
-from sidecar.xds.values import number_or, seconds
+from sidecar.xds.values import number_or, regex, seconds
 
 MAX_RING: Final = 8 * 1024 * 1024
 MAX_TABLE: Final = 5_000_011
@@ -24,7 +25,6 @@ _POLICIES: Final = {
 }
 _FALLBACKS: Final = (Fallback.NOTHING, Fallback.ANY, Fallback.DEFAULT)
 _SELECTOR_FALLBACKS: Final = (None, *_FALLBACKS, Fallback.KEYS)
-Labels = tuple[tuple[str, Hashable], ...]
 
 
 def balancing(message: Any, path: str) -> Balancing:
@@ -190,6 +190,53 @@ def _label(value: struct_pb2.Value) -> Hashable:
         case "struct_value":
             return frozenset((name, _label(item)) for name, item in value.struct_value.fields.items())
     return None
+
+
+# -- routes -------------------------------------------------------------------------------------------
+
+
+def metadata_match(*messages: Any) -> Labels:
+    """The subset that a route asks for, or one of its clusters: what is nearer to the cluster comes last, and counts."""
+    found: dict[str, Hashable] = {}
+    for message in messages:
+        if "envoy.lb" in message.metadata_match.filter_metadata:
+            found.update(labels(message.metadata_match.filter_metadata["envoy.lb"]))
+    return tuple(sorted(found.items(), key=lambda item: item[0]))
+
+
+def hash_policies(messages: Any, path: str) -> tuple[HashPolicy, ...]:
+    """route.v3.RouteAction.hash_policy."""
+    return tuple(_hash_policy(message, f"{path}[{number}]") for number, message in enumerate(messages))
+
+
+def _hash_policy(message: Any, path: str) -> HashPolicy:
+    terminal = message.terminal
+    match message.WhichOneof("policy_specifier"):
+        case "header":
+            rewrite = message.header.regex_rewrite
+            return HashPolicy(
+                HashSource.HEADER,
+                message.header.header_name.lower().encode(),
+                terminal,
+                rewrite=(regex(rewrite.pattern, f"{path}.header.regex_rewrite.pattern"), rewrite.substitution)
+                if message.header.HasField("regex_rewrite")
+                else None,
+            )
+        case "cookie":
+            cookie = message.cookie
+            return HashPolicy(
+                HashSource.COOKIE,
+                cookie.name.encode(),
+                terminal,
+                cookie_ttl_s=int(seconds(cookie.ttl)) if cookie.HasField("ttl") else None,
+                cookie_path=cookie.path.encode(),
+                cookie_attributes=tuple((item.name.encode(), item.value.encode()) for item in cookie.attributes),
+            )
+        case "query_parameter":
+            return HashPolicy(HashSource.QUERY, message.query_parameter.name.encode(), terminal)
+        case "connection_properties" if message.connection_properties.source_ip:
+            return HashPolicy(HashSource.CLIENT, is_terminal=terminal)
+    raise ConfigError(path, "header, cookie, query_parameter or connection_properties.source_ip is needed (RMR0114)")
 
 
 # -- extensions ---------------------------------------------------------------------------------------

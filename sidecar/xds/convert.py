@@ -12,7 +12,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 
 from sidecar.http2.connection import Settings
-from sidecar.policy.balancing import Assignment
+from sidecar.policy.balancing import Assignment, Labels
 from sidecar.policy.priority import OVERPROVISIONING
 from sidecar.policy.spread import Health
 from sidecar.policy.zones import Locality
@@ -321,9 +321,13 @@ def _route(message: Any, path: str, host_retry: RetryPolicy | None, host_replay_
     specifier = action.WhichOneof("cluster_specifier")
     if specifier == "cluster":
         clusters: tuple[tuple[str, int], ...] = ((action.cluster, 1),)
+        labels: tuple[Labels, ...] = (balancing.metadata_match(action),)
     elif specifier == "weighted_clusters":
         clusters = tuple(
             (part.name, part.weight.value) for part in action.weighted_clusters.clusters if part.weight.value
+        )
+        labels = tuple(
+            balancing.metadata_match(action, part) for part in action.weighted_clusters.clusters if part.weight.value
         )
         if not clusters:
             raise ConfigError(f"{path}.route.weighted_clusters", "the weights add up to 0 (RMR0113)")
@@ -345,6 +349,8 @@ def _route(message: Any, path: str, host_retry: RetryPolicy | None, host_replay_
     return Route(
         match=match,
         clusters=clusters,
+        labels=labels if any(labels) else (),
+        hash_policies=balancing.hash_policies(action.hash_policy, f"{path}.route.hash_policy"),
         name=message.name,
         timeout_s=seconds(action.timeout) if action.HasField("timeout") else 15.0,
         retry=retry_policy(action.retry_policy, f"{path}.route.retry_policy")

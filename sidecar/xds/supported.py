@@ -88,7 +88,8 @@ OPAQUE: Final = frozenset(
 """Messages whose every field is taken as it is."""
 
 FIELDS: Final[dict[str, str]] = {
-    _BOOTSTRAP + "Bootstrap": "node static_resources dynamic_resources admin bootstrap_extensions layered_runtime",
+    _BOOTSTRAP
+    + "Bootstrap": "node static_resources cluster_manager dynamic_resources admin bootstrap_extensions layered_runtime",
     _BOOTSTRAP + "LayeredRuntime": "layers",
     _BOOTSTRAP + "RuntimeLayer": "name static_layer",
     _BOOTSTRAP + "Bootstrap.StaticResources": "listeners clusters secrets",
@@ -172,13 +173,14 @@ FIELDS: Final[dict[str, str]] = {
     _ROUTE + "RouteMatch": "prefix path safe_regex connect_matcher headers",
     _ROUTE + "RouteMatch.ConnectMatcher": "",
     _ROUTE + "HeaderMatcher": "name string_match present_match invert_match",
-    _ROUTE + "RouteAction": "cluster weighted_clusters timeout retry_policy upgrade_configs idle_timeout "
+    _ROUTE
+    + "RouteAction": "hash_policy metadata_match cluster weighted_clusters timeout retry_policy upgrade_configs idle_timeout "
     "max_stream_duration rate_limits priority",
     _ROUTE + "RouteAction.MaxStreamDuration": "max_stream_duration grpc_timeout_header_max",
     _ROUTE + "RouteAction.UpgradeConfig": "upgrade_type connect_config enabled",
     _ROUTE + "RouteAction.UpgradeConfig.ConnectConfig": "",
     _ROUTE + "WeightedCluster": "clusters",
-    _ROUTE + "WeightedCluster.ClusterWeight": "name weight",
+    _ROUTE + "WeightedCluster.ClusterWeight": "name weight metadata_match",
     _ROUTE
     + "RetryPolicy": "retry_on num_retries retry_host_predicate host_selection_retry_max_attempts per_try_timeout "
     "per_try_idle_timeout retriable_status_codes retriable_headers retriable_request_headers retry_back_off "

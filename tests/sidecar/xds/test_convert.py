@@ -18,6 +18,8 @@ from sidecar.proxy.config import (
     ConnectionLife,
     Direction,
     EndpointConfig,
+    HashPolicy,
+    HashSource,
     HeaderMatch,
     HttpFilter,
     LimitAction,
@@ -31,6 +33,7 @@ from sidecar.proxy.config import (
     Route,
     RouteMatch,
     Said,
+    SecretRef,
     Thresholds,
 )
 from sidecar.xds.bootstrap import load, parse
@@ -139,6 +142,16 @@ REFUSED: Final[dict[str, tuple[str, Any, str]]] = {
         f"{CLUSTER}[7].load_balancing_policy.policies",
         [],
         "cluster[typed].load_balancing_policy.policies: none is supported: it is empty",
+    ),
+    "a key that is made of nothing": (
+        f"{ROUTE.replace('routes[0]', 'routes[1]')}.route.hash_policy",
+        [{"connection_properties": {}}],
+        "route.hash_policy[0]: header, cookie, query_parameter or connection_properties.source_ip is needed",
+    ),
+    "a home that is not there": (
+        "cluster_manager.local_cluster_name",
+        "elsewhere",
+        'cluster_manager.local_cluster_name: there is no static cluster "elsewhere"; add it',
     ),
     "an average that forgets at once": (
         f"{CLUSTER}[8].load_balancing_policy.policies[0].typed_extension_config.typed_config.decay",
@@ -354,8 +367,16 @@ def test_clusters(tmp_path: Path) -> None:
         life=ConnectionLife(idle_timeout_s=45.0),
         buffer_limit=65_537,
         tls=stock.tls,
+        tls_matches=stock.tls_matches,
     )
     assert stock.tls is not None and stock.tls.sni == "stock.shop"
+    [in_mesh] = stock.tls_matches
+    assert (in_mesh.name, in_mesh.labels) == ("mesh", (("mesh", "true"),))
+    assert in_mesh.tls is not None and in_mesh.tls.refs == (
+        SecretRef("identity", "identity"),
+        SecretRef("identity", "trust"),
+    )
+    assert accounts.endpoints.endpoints[0].tls_labels == (("mesh", "true"),)
     assert accounts.balancing.policy is Balance.RANDOM and accounts.codec is Codec.HTTP1
     assert accounts.endpoints.endpoints == (
         EndpointConfig(
@@ -510,7 +531,25 @@ def test_routes(tmp_path: Path) -> None:
                 ),
             ),
         ),
-        Route(RouteMatch(prefix=b"/shop."), (("stock", 3), ("accounts", 1)), retry=retry, replay_limit=1000),
+        Route(
+            RouteMatch(prefix=b"/shop."),
+            (("stock", 3), ("accounts", 1)),
+            labels=((("stage", "canary"), ("version", "v2")), (("version", "v2"),)),
+            hash_policies=(
+                HashPolicy(HashSource.HEADER, b"x-user", is_terminal=True, rewrite=("^(.).*", r"\1")),
+                HashPolicy(
+                    HashSource.COOKIE,
+                    b"session",
+                    cookie_ttl_s=60,
+                    cookie_path=b"/shop",
+                    cookie_attributes=((b"SameSite", b"Strict"),),
+                ),
+                HashPolicy(HashSource.CLIENT),
+                HashPolicy(HashSource.QUERY, b"user"),
+            ),
+            retry=retry,
+            replay_limit=1000,
+        ),
         Route(RouteMatch(regex="/[a-z]+"), (("accounts", 1),), retry=retry, replay_limit=1000),
         Route(RouteMatch(connect=True), (("mesh", 1),), retry=retry, replay_limit=1000),
     )
