@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import grpc
 
@@ -56,6 +56,9 @@ class Settings:
     keep_s: float = 7 * 86_400.0
     """Ended transactions are kept for so long after they were made; then their gid means nothing any more."""
     retries: Retries = field(default_factory=Retries)
+
+
+T = TypeVar("T")
 
 
 class Refusal(Exception):
@@ -126,6 +129,9 @@ class Engine:
         self._session = ""
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._carried: set[asyncio.Task[Any]] = set()
+        self._doubtful: set[str] = set()
+        """Transactions of which nobody knows whether their first write was done: the log failed."""
 
     async def __aenter__(self) -> "Engine":
         await self._open_session()
@@ -136,8 +142,9 @@ class Engine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for each in list(self._tasks):
+        for each in (*self._carried, *self._tasks):
             each.cancel()
+        await asyncio.gather(*self._carried, return_exceptions=True)
         await self._group.__aexit__(kind, error, trace)
         with contextlib.suppress(LogUnavailable):  # then the others find out by themselves
             await self._log.end_session(self._session, None)
@@ -244,18 +251,36 @@ class Engine:
     # Records in this replica's hands.
 
     async def _create(self, made: Transaction, signal: Signal | None) -> Transaction:
-        if len(self._drives) >= self._settings.max_open:
-            text = f"this replica sees to {len(self._drives)} transactions already; try another, or later"
+        open_here = len(self._drives) + len(self._doubtful)
+        if open_here >= self._settings.max_open:
+            text = f"this replica sees to {open_here} transactions already; try another, or later"
             raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_OPEN", text)
         machine = Machine(made, self._settings.retries, self._dice)
         if signal is not None:
             machine.signal(signal, "", made.created_at)
         drive = _Drive(machine, 1)
-        if not await self._log.create(self._record_of(machine.transaction, 1)):
+        if not await self._carry_through(self._write_first(drive)):
             return await self._existing(made)
-        machine.note_written()
-        self._keep(drive)
         return machine.transaction
+
+    async def _write_first(self, drive: _Drive) -> bool:
+        """Write a transaction down and take it in hand; False if the gid is there."""
+        try:
+            if not await self._log.create(self._record_of(drive.machine.transaction, drive.token)):
+                return False
+        except LogUnavailable:
+            self._doubtful.add(drive.machine.gid)
+            raise
+        drive.machine.note_written()
+        self._keep(drive)
+        return True
+
+    async def _carry_through(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it even if whoever asked goes away meanwhile: what is written in this session's name must be in its hands."""
+        task = asyncio.ensure_future(work)
+        self._carried.add(task)
+        task.add_done_callback(self._carried.discard)
+        return await asyncio.shield(task)
 
     async def _existing(self, made: Transaction) -> Transaction:
         there = _transaction(await self._record(made.gid))
@@ -296,6 +321,9 @@ class Engine:
         """Take a record into this replica's hands; None if somebody else was faster."""
         if record.gid in self._drives:
             return self._drives[record.gid]
+        return await self._carry_through(self._write_taken(record))
+
+    async def _write_taken(self, record: Record) -> _Drive | None:
         taken = record.taken_by(self._session)
         try:
             await self._log.write(taken, record.token)
@@ -436,6 +464,11 @@ class Engine:
                 await self._log.end_session(session, beat)
 
     async def _adopt(self) -> None:
+        for gid in list(self._doubtful):
+            record = await self._log.read(gid)
+            if record is not None and record.owner == self._session and record.state not in ENDS:
+                await self._take(record)
+            self._doubtful.discard(gid)
         while True:
             room = self._settings.max_open - len(self._drives)
             orphans = await self._log.orphans(min(ORPHANS_AT_ONCE, room)) if room > 0 else ()

@@ -78,5 +78,7 @@ MUTANTS: Final = (
     Mutant("a later event overtakes", "outbox.py", "        oldest = select(func.min(_OUTBOX.c.id)).group_by(_OUTBOX.c.key)", "        oldest = select(_OUTBOX.c.id)", "test_outbox.py -k sqlite"),
     Mutant("an event goes without its transaction", "outbox.py", "    connection.execute(insert(_OUTBOX).values(**values))", "    with connection.engine.begin() as aside:\n        aside.execute(insert(_OUTBOX).values(**values))", "test_outbox.py -k 'with_its_local and postgresql'"),
     Mutant("a cycle is taken", CHECK, "    if circle:", "    if False:", "test_live.py -k CYCLE"),
+    Mutant("what is written goes with whoever asked", ENGINE, "await self._carry_through(self._write_first(drive))", "await self._write_first(drive)", "test_live.py -k goes_away"),
+    Mutant("a doubtful first write is forgotten", ENGINE, "            self._doubtful.add(drive.machine.gid)\n", "", "test_live.py -k log_failed"),
 )  # fmt: skip
 """Kept one a line: they are read as a table."""

@@ -13,7 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from apps.transactions.barrier import Refused, mark
 from apps.transactions.client import NotEnded, RolledBack
 from apps.transactions.coordinator import metrics
-from apps.transactions.coordinator.log import Fenced
+from apps.transactions.coordinator.log import Fenced, LogUnavailable, Record
 from proto.transactions.v1 import coordinator_pb2 as pb
 from tests.apps.transactions import bank
 from tests.apps.transactions.bank import request
@@ -444,6 +444,54 @@ async def test_the_list_goes_page_by_page(shop: World) -> None:
     rest = await stub.List(pb.ListRequest(states=[pb.OPEN], limit=3, after=first.next))
     assert [each.gid for each in (*first.transactions, *rest.transactions)] == ["g1", "g2", "g3", "g4"]
     assert (first.next, rest.next) == ("g3", "")
+
+
+async def test_an_initiator_that_goes_away_during_the_first_write_leaves_a_transaction_that_ends(
+    shop: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, go_on = asyncio.Event(), asyncio.Event()
+    create = shop.one.log.create
+
+    async def slow(record: Record) -> bool:
+        is_new = await create(record)
+        written.set()
+        await go_on.wait()
+        return is_new
+
+    monkeypatch.setattr(shop.one.log, "create", slow)
+    asking = asyncio.create_task(purchase(shop, "g").run())
+    await written.wait()
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await eventually_async(lambda: no_call_is_served(shop))
+    go_on.set()
+    await eventually_async(lambda: is_state(shop, "g", "SUCCEEDED"))
+    assert held(shop) == BOUGHT
+
+
+async def no_call_is_served(shop: World) -> bool:
+    """Behind this, the server has noticed that the call before was cancelled."""
+    with pytest.raises(grpc.aio.AioRpcError):
+        await shop.one.client.stub.Query(pb.QueryRequest(gid="no such"), timeout=2)
+    return True
+
+
+async def test_a_first_write_that_was_done_though_the_log_failed_is_found_again(
+    shop: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = shop.one.log.create
+
+    async def ambiguous(record: Record) -> bool:
+        await create(record)
+        raise LogUnavailable("the connection was lost behind the commit")
+
+    monkeypatch.setattr(shop.one.log, "create", ambiguous)
+    asked = pb.SubmitRequest(gid="g", mode=pb.SAGA, branches=purchase(shop, "g")._branches)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await shop.one.client.stub.Submit(asked, timeout=5)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    await eventually_async(lambda: is_state(shop, "g", "SUCCEEDED"))
+    assert held(shop) == BOUGHT
 
 
 async def test_a_replica_restarted_under_its_name_goes_on_at_once(tmp_path: Path) -> None:
