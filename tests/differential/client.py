@@ -1,6 +1,7 @@
 """The client's side of a case: its script step by step, then what came of it.
 
 Steps: `call: {…}` (open, send all, wait for the end), `start: {…}` (the same without waiting), `calls: {times: n, at_once: 100, of: {…}}`,
+`each: {times: n, of: {…}}` (one after the other, with its number in the place of `$n`; the line says who answered each, by the first letter),
 `message: {stream: n, grpc: text, end: true}`, `cancel: n`, `ended: n`, `headers: n` (wait for them), `arrived: {backend: n}`, `settled: {backend: n}`, `lost: {backend: n}` (so many of its connections are closed), `release: backend`, `send: [frames]`,
 `ping`, `closed`, `goaway` (wait for them), `mute` (answer no PING from now on), `connect` (go on with a new connection), `tunnel: HOST:PORT` (the same through CONNECT), `text: …` (bytes on a new connection that are no HTTP/2).
 
@@ -72,6 +73,15 @@ def _request(call: dict[str, Any]) -> Fields:
     if not is_plain:
         found += [("content-type", "application/grpc"), ("te", "trailers")]
     return found + script.fields(call.get("fields", []))
+
+
+def _numbered(tree: Any, number: int) -> Any:
+    """A call with a number in the place of `$n`."""
+    if isinstance(tree, dict):
+        return {key: _numbered(value, number) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_numbered(value, number) for value in tree]
+    return tree.replace("$n", str(number)) if isinstance(tree, str) else tree
 
 
 class Client:
@@ -150,6 +160,8 @@ class Client:
                 self._start(conn, value)
             case "calls":
                 await self._many(conn, value)
+            case "each":
+                await self._each(conn, value)
             case "message":
                 seen = conn.streams[value["stream"]]
                 payload = script.message(value["grpc"]) if "grpc" in value else b""
@@ -210,6 +222,16 @@ class Client:
                 self._spread[origin if seen.is_over else "unanswered"] += 1
                 del conn.streams[seen.id]
             left -= size
+
+    async def _each(self, conn: Wire, value: dict[str, Any]) -> None:
+        line = ""
+        for number in range(int(value["times"])):
+            seen = self._start(conn, _numbered(value["of"], number))
+            await self._wait(conn, lambda seen=seen: seen.is_over)
+            origin = seen.header("x-from")
+            line += origin[0] if origin else "-"
+            del conn.streams[seen.id]
+        self._texts.append(f"each: {line}")
 
     async def _arrived(self, counts: dict[str, int]) -> None:
         for name, count in counts.items():
