@@ -34,6 +34,13 @@ class Postgres:
             connection.execute(f"CREATE DATABASE {name}")
         return f"postgresql+psycopg://postgres@/{name}?host={self.directory}"
 
+    def one_a_service(self) -> str:
+        """A URL with `{service}` in it: the bookstore's services have a database each."""
+        with psycopg.connect(self._dsn("postgres"), autocommit=True) as connection:
+            for name in ("accounts", "bank", "notification", "orders", "payment", "warehouse"):
+                connection.execute(f"CREATE DATABASE {name}")
+        return f"postgresql+psycopg://postgres@/{{service}}?host={self.directory}"
+
     def borrow(self) -> str:
         """An SQLAlchemy URL of an empty database that may have been used before: cheaper, if there are many."""
         try:

@@ -150,25 +150,25 @@ def _wrong_orders(held: Holdings) -> Iterator[str]:
             if taking is not None and taking.refusal is None:
                 yield f"{name}: took {taking.copies} of {taking.book} from the shelf all the same"
             if charge is not None:
-                yield f"{name}: was charged {_money(charge.amount_cents)} all the same"
+                yield f"{name}: was charged {money(charge.amount_cents)} all the same"
         if order.state in _HAS_BOOKS:
             if taking is None or taking.refusal is not None:
                 yield f"{name}: took nothing from the shelf"
             elif (taking.book, taking.copies, taking.amount_cents) != (order.book, order.copies, order.amount_cents):
                 yield (
-                    f"{name}: {order.copies} of {order.book} for {_money(order.amount_cents)}, but the warehouse gave "
-                    f"{taking.copies} of {taking.book} for {_money(taking.amount_cents)}"
+                    f"{name}: {order.copies} of {order.book} for {money(order.amount_cents)}, but the warehouse gave "
+                    f"{taking.copies} of {taking.book} for {money(taking.amount_cents)}"
                 )
         if order.state is State.SETTLED and charge is None:
-            yield f"{name}: {_money(order.amount_cents)} were never charged"
+            yield f"{name}: {money(order.amount_cents)} were never charged"
         if (
             charge is not None
             and order.state in _HAS_BOOKS
             and (charge.reader, charge.amount_cents) != (order.reader, order.amount_cents)
         ):
             yield (
-                f"{name}: {_money(order.amount_cents)} from {order.reader}, but accounts charged "
-                f"{_money(charge.amount_cents)} to {charge.reader}"
+                f"{name}: {money(order.amount_cents)} from {order.reader}, but accounts charged "
+                f"{money(charge.amount_cents)} to {charge.reader}"
             )
 
 
@@ -180,9 +180,9 @@ def _wrong_effects(held: Holdings) -> Iterator[str]:
     for charge in held.charges.values():
         order = held.after.get(charge.order_id)
         if order is None:
-            yield f"{_money(charge.amount_cents)} were charged for order {charge.order_id}, which does not exist"
+            yield f"{money(charge.amount_cents)} were charged for order {charge.order_id}, which does not exist"
         elif order.state is State.PENDING:
-            yield f"order {order.order_id} ({order.state}): was charged {_money(charge.amount_cents)} before it had its books"
+            yield f"order {order.order_id} ({order.state}): was charged {money(charge.amount_cents)} before it had its books"
 
 
 def _wrong_shelf(held: Holdings) -> Iterator[str]:
@@ -206,26 +206,27 @@ def _wrong_money(held: Holdings) -> Iterator[str]:
         charged[charge.reader] += charge.amount_cents
     total = charged.total()
     if held.till_cents != total:
-        yield f"till: {_money(held.till_cents)} found, {_money(total)} expected from {len(held.charges)} charges"
+        yield f"till: {money(held.till_cents)} found, {money(total)} expected from {len(held.charges)} charges"
     for wallet in held.wallets:
         left = wallet.opening_cents - charged.pop(wallet.reader, 0)
         if wallet.balance_cents != left:
-            yield f"wallet of {wallet.reader}: {_money(wallet.balance_cents)} found, {_money(left)} expected"
+            yield f"wallet of {wallet.reader}: {money(wallet.balance_cents)} found, {money(left)} expected"
     for reader, cents in charged.items():
-        yield f"wallet of {reader}: there is none, but {_money(cents)} were charged"
+        yield f"wallet of {reader}: there is none, but {money(cents)} were charged"
 
 
-def _money(cents: int) -> str:
+def money(cents: int) -> str:
+    """As people write it."""
     whole, rest = divmod(abs(cents), 100)
     return f"{'-' if cents < 0 else ''}{whole:,}.{rest:02}"
 
 
-def table(report: Report) -> str:
+def table(report: Report, of_money: str = "money in the till", of_stock: str = "copies on the shelf") -> str:
     """For people."""
-    money, stock = report.money_cents, report.stock
+    cents, stock = report.money_cents, report.stock
     lines = [
-        f"money in the till    expected {_money(money.expected):>16}   found {_money(money.found):>16}",
-        f"copies on the shelf  expected {stock.expected:>16,}   found {stock.found:>16,}",
+        f"{of_money:<20} expected {money(cents.expected):>16}   found {money(cents.found):>16}",
+        f"{of_stock:<20} expected {stock.expected:>16,}   found {stock.found:>16,}",
         "orders               " + ", ".join(f"{count:,} {state}" for state, count in report.orders.items()),
     ]
     lines += [f"wrong: {sentence}" for sentence in report.wrong[:MOST_SHOWN]]

@@ -7,7 +7,11 @@ import grpc
 WAREHOUSE: Final = "warehouse.shop:50051"
 ACCOUNTS: Final = "accounts.shop:50051"
 ORDERS: Final = "orders.shop:50051"
-"""Names in the mesh; `WAREHOUSE_TARGET`, `ACCOUNTS_TARGET` and `ORDERS_TARGET` in the environment say otherwise."""
+PAYMENT: Final = "payment.shop:50051"
+BANK: Final = "bank.shop:50051"
+NOTIFICATION: Final = "notification.shop:50051"
+TRANSACTIONS: Final = "transactions.shop:50051"
+"""Names in the mesh; `WAREHOUSE_TARGET`, `ACCOUNTS_TARGET` and so on in the environment say otherwise."""
 
 _OPTIONS: Final = (
     # gRPC's own defaults wait up to two minutes before they look for a peer again.

@@ -1,4 +1,6 @@
-"""One SQLite file of one service: local transactions, one after the other, off the event loop.
+"""The database of one service: local transactions, one after the other, off the event loop.
+
+It is a SQLite file, or, where two-phase commit needs it, a database of a PostgreSQL server.
 
 Theory of operation: all SQL of a process runs in one thread of the database's own, so a wait for the disk or for a lock never holds up
 the event loop, and the health check answers however busy the file is. Other processes may have the same file open (four warehouses,
@@ -30,15 +32,27 @@ INTEGER: Final = BigInteger().with_variant(Integer(), "sqlite")
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Place = Path | str
+"""A SQLite file, or the SQLAlchemy URL of a database."""
+SERVICE: Final = "{service}"
+"""Stands in a URL for the name of the service, which is the name of its database."""
 
 
 class DatabaseAway(Exception):
     """The file cannot be used now: locked for too long, disk full, not a database. Nothing was written."""
 
 
-def open_engine(path: Path, synchronous: str = "FULL") -> Engine:
-    """Open or create a file. Raises DatabaseAway."""
+def place(directory: Path, file: str, url: str = "") -> Place:
+    """Where a service's database is: a file in the directory, unless a URL says otherwise."""
+    return url.replace(SERVICE, Path(file).stem) if url else directory / file
+
+
+def open_engine(path: Place, synchronous: str = "FULL") -> Engine:
+    """Open a database; a file is created. Raises DatabaseAway."""
     assert synchronous in SYNCHRONOUS
+    if isinstance(path, str):
+        options = f"-c synchronous_commit={'on' if synchronous == 'FULL' else 'off'}"
+        return create_engine(path, pool_pre_ping=True, connect_args={"options": options})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -49,8 +63,10 @@ def open_engine(path: Path, synchronous: str = "FULL") -> Engine:
     return engine
 
 
-def open_read_only(path: Path) -> Engine:
-    """Open a file that others may be writing. Raises DatabaseAway if there is none."""
+def open_read_only(path: Place) -> Engine:
+    """Open a database that others may be writing; a transaction sees one moment of it. Raises DatabaseAway if there is none."""
+    if isinstance(path, str):
+        return create_engine(path, isolation_level="REPEATABLE READ")
     if not path.is_file():
         raise DatabaseAway(f"{path}: no such file")
     uri = f"file:{quote(str(path))}?mode=ro"
@@ -80,7 +96,7 @@ def transact(engine: Engine, work: Callable[Concatenate[Connection, P], T], *arg
 
 
 def look(engine: Engine, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """`work(transaction, ...)` on one moment of the file, without holding up writers. Raises DatabaseAway."""
+    """`work(transaction, ...)`, without holding up writers. Raises DatabaseAway."""
     return _within(engine, True, lambda tx: work(tx, *args, **kwargs))
 
 
@@ -99,11 +115,16 @@ def _name(engine: Engine) -> str:
 
 
 class Database:
-    """A file and its thread, for a server's lifetime."""
+    """A database and its thread, for a server's lifetime."""
 
-    def __init__(self, path: Path, synchronous: str = "FULL") -> None:
+    def __init__(self, path: Place, synchronous: str = "FULL") -> None:
         self._engine = open_engine(path, synchronous)
-        self._thread = ThreadPoolExecutor(1, path.stem)
+        self._thread = ThreadPoolExecutor(1, _name(self._engine))
+
+    @property
+    def engine(self) -> Engine:
+        """For what has threads of its own: barrier, relay."""
+        return self._engine
 
     async def run(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`transact` in the database's thread. Cancelling does not stop what has begun."""
@@ -117,6 +138,6 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def close(self) -> None:
-        """Finish what was begun, then let go of the file."""
+        """Finish what was begun, then let go of the database."""
         self._thread.shutdown()
         self._engine.dispose()

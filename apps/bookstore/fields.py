@@ -6,6 +6,7 @@ from typing import Final
 from apps.bookstore.refusals import Reason, Refusal
 
 MAX_TEXT: Final = 64
+MAX_NOTICE: Final = 200
 MAX_COPIES: Final = 100
 """In one order."""
 MAX_AMOUNT_CENTS: Final = 100_000_000_000
@@ -34,12 +35,12 @@ def order_id(value: str) -> Violation | None:
     )
 
 
-def text(field: str, value: str) -> Violation | None:
+def text(field: str, value: str, most: int = MAX_TEXT) -> Violation | None:
     """A name: there, short, printable."""
     if not value:
         return field, "is missing; it must be given"
-    if len(value) > MAX_TEXT:
-        return field, f"{_shown(value)} is too long ({len(value)} characters); at most {MAX_TEXT} are allowed"
+    if len(value) > most:
+        return field, f"{_shown(value)} is too long ({len(value)} characters); at most {most} are allowed"
     if not value.isprintable():
         return field, f"{_shown(value)} has characters that cannot be printed; leave them out"
     return None

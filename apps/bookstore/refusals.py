@@ -15,6 +15,12 @@ class Reason(StrEnum):
     SOLD_OUT = "SOLD_OUT"
     NO_SUCH_BOOK = "NO_SUCH_BOOK"
     NO_SUCH_ORDER = "NO_SUCH_ORDER"
+    NO_SUCH_TRANSFER = "NO_SUCH_TRANSFER"
+    TOO_LITTLE_MONEY = "TOO_LITTLE_MONEY"
+    NOTHING_HELD = "NOTHING_HELD"
+    """What is to be finished or given back was never set aside."""
+    TAKEN_BACK = "TAKEN_BACK"
+    """A purchase was begun, and nothing of it remains."""
     ORDER_DIFFERS = "ORDER_DIFFERS"
     """The order_id stands for something else."""
     CALLEE_AWAY = "CALLEE_AWAY"
@@ -28,6 +34,8 @@ class Reason(StrEnum):
 
 RECORDED: Final = frozenset([Reason.SOLD_OUT, Reason.NO_SUCH_BOOK, Reason.ORDER_DIFFERS])
 """Refusals that stand for ever, whoever asks again: only these end an order."""
+OF_A_BRANCH: Final = RECORDED | {Reason.BAD_FIELD, Reason.TOO_LITTLE_MONEY}
+"""Refusals that take a transaction back when a branch of it meets them."""
 
 
 class Refusal(Exception):

@@ -11,7 +11,7 @@ from typing import Final
 
 from apps.bookstore.accounts import ledger
 from apps.bookstore.catalogue import BOOKS, DEFAULT_COPIES
-from apps.bookstore.database import DatabaseAway, open_engine, transact
+from apps.bookstore.database import DatabaseAway, open_engine, place, transact
 from apps.bookstore.orders import orderbook
 from apps.bookstore.warehouse import shelf
 
@@ -20,9 +20,10 @@ EXIT_BAD_INPUT: Final = 2
 MOST_COPIES: Final = 1_000_000_000
 
 
-def seed(directory: Path, copies: int = DEFAULT_COPIES) -> None:
+def seed(directory: Path, copies: int = DEFAULT_COPIES, url: str = "") -> None:
     """Create what is missing. Raises DatabaseAway."""
-    warehouse, accounts, orders = (open_engine(directory / file) for file in (shelf.FILE, ledger.FILE, orderbook.FILE))
+    files = (shelf.FILE, ledger.FILE, orderbook.FILE)
+    warehouse, accounts, orders = (open_engine(place(directory, file, url)) for file in files)
     try:
         transact(warehouse, shelf.prepare, BOOKS, copies)
         transact(accounts, ledger.prepare)
@@ -37,11 +38,12 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m apps.bookstore.seed", description="Fill the shelves.")
     parser.add_argument("--dir", type=Path, required=True, help="directory of the databases")
     parser.add_argument("--copies", type=int, default=DEFAULT_COPIES, help="of each title (default: %(default)s)")
+    parser.add_argument("--database", default="", metavar="URL", help="of the databases, if they are to be no files")
     given = parser.parse_args(arguments)
     if not 0 <= given.copies <= MOST_COPIES:
         parser.error(f"--copies: {given.copies} is out of range; 0 to {MOST_COPIES} is needed")
     try:
-        seed(given.dir, given.copies)
+        seed(given.dir, given.copies, given.database)
     except DatabaseAway as error:
         print(f"seed: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT

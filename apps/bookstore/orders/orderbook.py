@@ -46,6 +46,7 @@ TRANSITIONS: Final = frozenset(
     [
         (State.PENDING, State.TAKEN),
         (State.PENDING, State.REJECTED),
+        (State.PENDING, State.SETTLED),  # a way that does all of it or nothing
         (State.TAKEN, State.SETTLED),
     ]
 )
@@ -88,6 +89,7 @@ _TAKEN: Final = (
     )
     .returning(*ORDERS.c)
 )
+_BOUGHT: Final = _TAKEN.values(due_ms=None)
 _CLOSED: Final = (
     update(ORDERS)
     .where(_IS_IN)
@@ -171,13 +173,42 @@ def settled(tx: Connection, order_id: str) -> Order:
     return _move(tx, order_id, State.TAKEN, State.SETTLED, _CLOSED, {"reason": "", "text": ""})
 
 
+def bought(tx: Connection, order_id: str, amount_cents: int, version: str, instance: str) -> Order | None:
+    """All of it has happened at once; None if the order was closed already."""
+    values = {"amount": amount_cents, "version": version, "instance": instance}
+    return _step(tx, order_id, State.PENDING, State.SETTLED, _BOUGHT, values)
+
+
+def turned_down(tx: Connection, order_id: str, refusal: Reason, explanation: str) -> Order | None:
+    """Nothing of it has happened; None if the order was closed already."""
+    return _step(tx, order_id, State.PENDING, State.REJECTED, _CLOSED, {"reason": refusal, "text": explanation})
+
+
+def followed(tx: Connection, order_id: str) -> Order | None:
+    """What was to follow has happened; None if that was known already."""
+    return _step(tx, order_id, State.TAKEN, State.SETTLED, _CLOSED, {"reason": "", "text": ""})
+
+
+def accepted(tx: Connection, order_id: str, amount_cents: int, version: str, instance: str) -> Order | None:
+    """The warehouse gave the copies; None if that was known already."""
+    values = {"amount": amount_cents, "version": version, "instance": instance}
+    return _step(tx, order_id, State.PENDING, State.TAKEN, _TAKEN, values)
+
+
+def _step(
+    tx: Connection, order_id: str, old: State, new: State, statement: Executable, values: Mapping[str, object]
+) -> Order | None:
+    """From one state to the next; None if somebody else was faster."""
+    assert (old, new) in TRANSITIONS
+    row = tx.execute(statement, {"of_order": order_id, "old": old, "new": new, **values}).one_or_none()
+    return None if row is None else _order(row)
+
+
 def _move(
     tx: Connection, order_id: str, old: State, new: State, statement: Executable, values: Mapping[str, object]
 ) -> Order:
     """From one state to the next; if somebody else was faster, to where he has brought it."""
-    assert (old, new) in TRANSITIONS
-    row = tx.execute(statement, {"of_order": order_id, "old": old, "new": new, **values}).one_or_none()
-    order = _order(row) if row is not None else find(tx, order_id)
+    order = _step(tx, order_id, old, new, statement, values) or find(tx, order_id)
     assert order is not None
     return order
 
@@ -230,3 +261,9 @@ def _order(row: Row[*tuple[Any, ...]]) -> Order:
         explanation=row.explanation,
         tries=row.tries,
     )
+
+
+def recorded_ms(tx: Connection) -> dict[str, int]:
+    """When each open order was written down, in milliseconds since 1970: for the reckoning."""
+    found = select(ORDERS.c.order_id, ORDERS.c.recorded_ms).where(ORDERS.c.due_ms.is_not(None))
+    return {row.order_id: row.recorded_ms for row in tx.execute(found)}

@@ -1,4 +1,4 @@
-"""The way of a purchase: take the copies, then charge for them; each step is called, then recorded.
+"""The usual way of a purchase, forward: take the copies, then charge for them; each step is called, then recorded.
 
 The warehouse may refuse, so it comes first; accounts never does, so whatever is taken can be charged in the end (forward recovery: nothing
 is ever undone). Between any two lines here the process may die. What is recorded is then behind what was done by at most one call, and
@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import random
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -61,6 +61,14 @@ class CalleeFailed(Exception):
             f"{callee} answered {code.name}: {details}"
         )
         self.code = code
+
+
+class Way(Protocol):
+    """How a purchase goes through the services; `ways` has others."""
+
+    async def see_through(self, order: Order, patience: Patience) -> Order:
+        """Bring an order as far as it goes now. Safe to repeat, and at once. Raises CalleeFailed; then it is somewhere on the way."""
+        ...
 
 
 class Purchases:

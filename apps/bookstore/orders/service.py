@@ -10,8 +10,9 @@ from apps.bookstore.database import Database
 from apps.bookstore.edge import Context
 from apps.bookstore.orders import orderbook
 from apps.bookstore.orders.orderbook import Order
-from apps.bookstore.orders.purchase import CalleeFailed, Patience, Purchases
+from apps.bookstore.orders.purchase import CalleeFailed, Patience, Way
 from apps.bookstore.orders.settler import backoff_ms, now_ms
+from apps.bookstore.orders.ways.desk import Desk
 from apps.bookstore.refusals import Reason, Refusal
 from proto.bookstore.v1 import orders_pb2, orders_pb2_grpc
 
@@ -26,9 +27,11 @@ MARGIN_S: Final = 0.5
 class OrdersService(orders_pb2_grpc.OrdersServicer):
     """One instance of orders."""
 
-    def __init__(self, database: Database, purchases: Purchases) -> None:
+    def __init__(self, database: Database, purchases: Way, desk: Desk | None = None) -> None:
+        """`desk`: closes orders whose purchase was left to events."""
         self._database = database
         self._purchases = purchases
+        self._desk = desk
 
     async def Purchase(self, request: orders_pb2.PurchaseRequest, context: Context) -> orders_pb2.Order:
         fields.require(
@@ -52,6 +55,13 @@ class OrdersService(orders_pb2_grpc.OrdersServicer):
         if order.refusal is not None:
             raise Refusal(order.refusal, order.explanation)
         return _message(order, patience.repeated_calls)
+
+    async def Settle(self, request: orders_pb2.SettleRequest, context: Context) -> orders_pb2.Order:
+        fields.require(fields.order_id(request.order_id))
+        order = None if self._desk is None else await self._desk.settle(request.order_id)
+        if order is None:
+            raise Refusal(Reason.NO_SUCH_ORDER, f'no order "{request.order_id}" waits to be settled')
+        return _message(order, 0)
 
     async def GetOrder(self, request: orders_pb2.GetOrderRequest, context: Context) -> orders_pb2.Order:
         fields.require(fields.order_id(request.order_id))

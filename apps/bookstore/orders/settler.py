@@ -15,7 +15,7 @@ import grpc
 from apps.bookstore.database import Database, DatabaseAway
 from apps.bookstore.orders import orderbook
 from apps.bookstore.orders.orderbook import Order
-from apps.bookstore.orders.purchase import CalleeFailed, Patience, Purchases
+from apps.bookstore.orders.purchase import CalleeFailed, Patience, Way
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def backoff_ms(tries: int) -> int:
 class Settler:
     """One per process; several processes share the work by claiming."""
 
-    def __init__(self, database: Database, purchases: Purchases) -> None:
+    def __init__(self, database: Database, purchases: Way) -> None:
         self._database = database
         self._purchases = purchases
 

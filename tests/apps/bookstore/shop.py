@@ -16,7 +16,14 @@ from typing import Any, Final
 import grpc
 
 from apps.bookstore import seed
-from proto.bookstore.v1 import accounts_pb2_grpc, orders_pb2_grpc, warehouse_pb2_grpc
+from proto.bookstore.v1 import (
+    accounts_pb2_grpc,
+    notification_pb2_grpc,
+    orders_pb2_grpc,
+    payment_pb2_grpc,
+    warehouse_pb2_grpc,
+)
+from tests.ports import free_ports
 from tests.waiting import eventually
 
 START_TIMEOUT_S: Final = 30.0
@@ -34,7 +41,7 @@ class Program:
         clean = {key: value for key, value in os.environ.items() if not key.endswith(("_proxy", "_PROXY"))}
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", f"apps.bookstore.{words[0]}", *words[1:]],
+                [sys.executable, "-m", words[0] if "." in words[0] else f"apps.bookstore.{words[0]}", *words[1:]],
                 env={**clean, "BOOKSTORE_DIR": str(directory), "GRPC_VERBOSITY": "NONE", **env},
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -115,6 +122,94 @@ def open_shop(directory: Path, copies: int = 1000) -> Iterator[Shop]:
             accounts_pb2_grpc.AccountsStub(channels[2]),
             {"orders": orders.target, "warehouse": warehouse.target, "accounts": accounts.target},
         )
+
+
+@dataclass
+class Market:
+    """All services of a purchase by one of the five ways, which can be killed and started again at their ports."""
+
+    directory: Path
+    url: str
+    """Of the databases; empty: files."""
+    way: str
+    programs: dict[str, Program]
+    targets: dict[str, str]
+    channels: dict[str, grpc.Channel]
+
+    @property
+    def orders(self) -> orders_pb2_grpc.OrdersStub:
+        return orders_pb2_grpc.OrdersStub(self.channels["orders"])
+
+    @property
+    def accounts(self) -> accounts_pb2_grpc.AccountsStub:
+        return accounts_pb2_grpc.AccountsStub(self.channels["accounts"])
+
+    @property
+    def warehouse(self) -> warehouse_pb2_grpc.WarehouseStub:
+        return warehouse_pb2_grpc.WarehouseStub(self.channels["warehouse"])
+
+    @property
+    def payment(self) -> payment_pb2_grpc.PaymentStub:
+        return payment_pb2_grpc.PaymentStub(self.channels["payment"])
+
+    @property
+    def notification(self) -> notification_pb2_grpc.NotificationStub:
+        return notification_pb2_grpc.NotificationStub(self.channels["notification"])
+
+    def start(self, name: str) -> None:
+        """At the port that it has, or that the test chose for it."""
+        host_port = self.targets[name]
+        words: tuple[str, ...] = (name,)
+        if name == "transactions":
+            log = f"sqlite:///{self.directory}/transactions.sqlite3"
+            words = ("apps.transactions.coordinator", "--listen", host_port, "--log", log, "--name", "one")
+        env = {f"{key.upper()}_TARGET": value for key, value in self.targets.items()}
+        env |= {
+            "PURCHASES": self.way,
+            "BOOKSTORE_DATABASE": self.url,
+            "BOOKSTORE_SYNCHRONOUS": "NORMAL",
+            "BANK_SEED": "1",
+        }
+        self.programs[name] = Program(self.directory, words, {**env, "PORT": host_port.rpartition(":")[2]})
+
+    def kill(self, *names: str) -> None:
+        """SIGKILL, one after the other."""
+        for name in names:
+            self.programs[name].kill()
+
+    def restart(self, *names: str) -> None:
+        """Start again what was killed."""
+        for name in names:
+            self.programs[name].close()
+            self.start(name)
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        for each in self.programs.values():
+            each.close()
+
+    def until_up(self) -> None:
+        """All listen."""
+        for each in self.programs.values():
+            assert each.target
+
+
+SERVICES_OF_A_WAY: Final = ("transactions", "bank", "accounts", "warehouse", "payment", "notification", "orders")
+
+
+@contextmanager
+def open_market(directory: Path, way: str, url: str = "", copies: int = 1000) -> Iterator[Market]:
+    """A shop whose purchases go by this way."""
+    seed.seed(directory, copies, url)
+    targets = {name: f"127.0.0.1:{port}" for name, port in zip(SERVICES_OF_A_WAY, free_ports(7), strict=True)}
+    with ExitStack() as stack:
+        channels = {name: stack.enter_context(grpc.insecure_channel(target)) for name, target in targets.items()}
+        market = Market(directory, url, way, {}, targets, channels)
+        stack.callback(market.close)
+        for name in SERVICES_OF_A_WAY:
+            market.start(name)
+        market.until_up()
+        yield market
 
 
 Pass = Callable[[], bytes]

@@ -1,0 +1,1 @@
+"""Tells readers what became of their orders: by events, each once in effect."""
