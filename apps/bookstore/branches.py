@@ -13,9 +13,10 @@ from typing import Any, cast
 import grpc
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2
+from sqlalchemy.exc import DBAPIError
 
 from apps.bookstore import calling
-from apps.bookstore.database import Database, Place, open_engine
+from apps.bookstore.database import Database, DatabaseAway, Place, database_name, open_engine
 from apps.bookstore.edge import Call, Context, Handler
 from apps.bookstore.refusals import DOMAIN, OF_A_BRANCH, Refusal
 from apps.transactions import xa
@@ -28,7 +29,10 @@ from apps.transactions.context import branch_call
 def joining(place: Place, synchronous: str) -> Iterator[Sequence[grpc.aio.ServerInterceptor]]:
     """The interceptors of a server that takes part in transactions with this database. Raises DatabaseAway."""
     engine = open_engine(place, synchronous)
-    barrier = AioBarrier(engine)
+    try:
+        barrier = AioBarrier(engine)
+    except DBAPIError as error:
+        raise DatabaseAway(f"{database_name(engine)}: {error.orig}") from None
     try:
         yield barrier, _Refusals()
     finally:

@@ -107,10 +107,11 @@ def _within(engine: Engine, only_reads: bool, work: Callable[[Connection], T]) -
     except IntegrityError:
         raise  # not the file's fault but ours
     except DBAPIError as error:
-        raise DatabaseAway(f"{_name(engine)}: {error.orig}") from None
+        raise DatabaseAway(f"{database_name(engine)}: {error.orig}") from None
 
 
-def _name(engine: Engine) -> str:
+def database_name(engine: Engine) -> str:
+    """As it is called in messages."""
     return Path(engine.url.database or "").name
 
 
@@ -119,7 +120,7 @@ class Database:
 
     def __init__(self, path: Place, synchronous: str = "FULL") -> None:
         self._engine = open_engine(path, synchronous)
-        self._thread = ThreadPoolExecutor(1, _name(self._engine))
+        self._thread = ThreadPoolExecutor(1, database_name(self._engine))
 
     @property
     def engine(self) -> Engine:
