@@ -4,25 +4,32 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Final, NoReturn
 
 import grpc
 from envoy.service.discovery.v3 import discovery_pb2
-from google.protobuf.message import DecodeError
 from prometheus_client import Histogram
 
-from control_plane.ads.core import Answer, BadRequest, NodeStream
+from control_plane.ads import delta, sotw
+from control_plane.ads import request as requests
+from control_plane.ads.core import NodeStream, Variant
+from control_plane.ads.memory import Trimmer
+from control_plane.ads.request import BadRequest, DeltaRequest, Request
+from control_plane.ads.subscription import Answer
+from control_plane.ads.waves import WAVE, Wave, batched
 from control_plane.registry.state import State
 from control_plane.translate import node as node_reader
-from control_plane.translate import view
 from control_plane.translate.node import BadNode
-from control_plane.translate.snapshot import build
+from control_plane.translate.translator import Translator
 from control_plane.translate.view import MeshView
 
 log = logging.getLogger("remora.ads")
 
 MAX_STREAMS: Final = 20_000
+MAX_STREAMS_PER_NODE: Final = 8
+"""A node needs one; while it comes back, its old ones may not have been noticed to be dead yet."""
 FIRST_REQUEST_S: Final = 10.0
 """A stream that says nothing for so long is ended."""
 SLOW_READER_S: Final = 30.0
@@ -33,10 +40,43 @@ SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How a variant's requests are read."""
+
+    variant: Variant
+    message: Any
+    read: Callable[[bytes], Request | DeltaRequest]
+
+
+_SOTW: Final = _Form(sotw, discovery_pb2.DiscoveryRequest, requests.read)
+_DELTA: Final = _Form(delta, discovery_pb2.DeltaDiscoveryRequest, requests.read_delta)
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    """A node that is served."""
+
+    number: int
+    stream: NodeStream
+    form: _Form
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    mesh: MeshView | None = None
+    """What its snapshot was made of."""
+    faults: list[str] = field(default_factory=list)
+    """Why it is ended."""
+
+
 class AdsService:
     """Serves every connected node; told of every new state."""
 
-    def __init__(self, *, slow_reader_s: float = SLOW_READER_S, max_streams: int = MAX_STREAMS) -> None:
+    def __init__(
+        self,
+        *,
+        slow_reader_s: float = SLOW_READER_S,
+        max_streams: int = MAX_STREAMS,
+        max_streams_per_node: int = MAX_STREAMS_PER_NODE,
+    ) -> None:
         self.streams: dict[int, NodeStream] = {}
         self.pushes: Counter[str] = Counter()
         """Responses sent, by type."""
@@ -53,41 +93,65 @@ class AdsService:
         )
         self._slow_reader_s = slow_reader_s
         self._max_streams = max_streams
-        self._wakes: dict[int, asyncio.Event] = {}
+        self._max_streams_per_node = max_streams_per_node
+        self._per_node: Counter[str] = Counter()
+        self._connections: dict[int, _Connection] = {}
         self._next = 0
         self._state = State()
-        self._mesh: MeshView | None = None
+        self._changed: frozenset[bytes] | None = frozenset()
+        """Keys in which the state may differ from what was translated; None for any."""
+        self._is_stale = False
+        """The state is newer than what was translated."""
+        self._translator = Translator()
+        self._wave = Wave()
+        self._trimmer = Trimmer()
+        self._pusher: asyncio.Task[None] | None = None
         self._programmed = asyncio.Condition()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._notifier: asyncio.Task[None] | None = None
 
     # -- state --------------------------------------------------------------------------------------
 
     def on_state(self, state: State) -> None:
-        """A new state: every node is brought to it. Many states in one turn of the loop make one push."""
-        is_pending = self._mesh is None and self._state.revision > 0
+        """A new state: every node is brought to it. States that come while others are still being brought make one push."""
+        known, fresh = self._changed, state.changed
+        self._changed = known | fresh if known is not None and fresh is not None else None
         self._state = state
-        self._mesh = None
-        if not is_pending:
-            asyncio.get_running_loop().call_soon(self._swap)
+        self._is_stale = True
+        if self._pusher is None:
+            self._pusher = asyncio.get_running_loop().create_task(self._push())
 
-    def _swap(self) -> None:
-        if self._mesh is None:
-            self._mesh = view.mesh(self._state)
-        for number, stream in self.streams.items():
-            stream.set_snapshot(build(self._mesh, stream.node))
-            self._wakes[number].set()
+    def _refresh(self) -> None:
+        """Translate the newest state."""
+        if self._is_stale:
+            self._translator.advance(self._state, self._changed)
+            self._is_stale, self._changed = False, frozenset()
+
+    async def _push(self) -> None:
+        """Bring all streams to the newest state, wave by wave, until all have it."""
+        try:
+            first = None
+            while self._is_stale or first is not self._translator.mesh:
+                self._refresh()
+                first = self._translator.mesh
+                for wave in batched(self._connections.values(), WAVE):
+                    self._refresh()
+                    behind = [each for each in wave if each.mesh is not self._translator.mesh]
+                    for each in behind:
+                        each.wake.set()
+                    await self._wave.over([each.number for each in behind if each.stream.is_quiet])
+        finally:
+            self._pusher = None
         self._notify()
 
     def _notify(self) -> None:
         """Wake those who wait for nodes to acknowledge."""
+        if self._notifier is None:
+            self._notifier = asyncio.get_running_loop().create_task(self._notify_all())
 
-        async def notify() -> None:
-            async with self._programmed:
-                self._programmed.notify_all()
-
-        task = asyncio.get_running_loop().create_task(notify())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def _notify_all(self) -> None:
+        self._notifier = None
+        async with self._programmed:
+            self._programmed.notify_all()
 
     def behind(self, revision: int) -> list[NodeStream]:
         """The connected nodes that have not acknowledged a revision."""
@@ -110,16 +174,20 @@ class AdsService:
 
     def handler(self) -> grpc.GenericRpcHandler:
         """For `grpc.aio.Server.add_generic_rpc_handlers`; responses are bytes that were made once."""
+
+        def serving(form: _Form) -> Any:
+            async def serve(requests: AsyncIterator[bytes], context: Context) -> None:
+                await self._serve(form, requests, context)
+
+            return grpc.stream_stream_rpc_method_handler(
+                serve, request_deserializer=_as_it_is, response_serializer=_as_it_is
+            )
+
         return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                "StreamAggregatedResources": grpc.stream_stream_rpc_method_handler(
-                    self._stream, request_deserializer=_as_it_is, response_serializer=_as_it_is
-                )
-            },
+            SERVICE, {"StreamAggregatedResources": serving(_SOTW), "DeltaAggregatedResources": serving(_DELTA)}
         )
 
-    async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
+    async def _serve(self, form: _Form, requests: AsyncIterator[bytes], context: Context) -> None:
         try:
             async with asyncio.timeout(FIRST_REQUEST_S):
                 data = await anext(requests, None)
@@ -127,52 +195,92 @@ class AdsService:
             await _end(context, grpc.StatusCode.DEADLINE_EXCEEDED, f"no request within {FIRST_REQUEST_S:g} s")
         if data is None:
             return
-        if len(self.streams) >= self._max_streams:
-            text = f"{len(self.streams)} nodes are connected already; at most {self._max_streams} are served"
-            await _end(context, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         try:
-            first = _parsed(data)
-            stream = NodeStream(node_reader.read(first.node))
+            first = form.read(data)
+            node = node_reader.read(form.message.FromString(data).node)
+            stream = NodeStream(node, form.variant)
             stream.on_request(first, monotonic())
         except (BadNode, BadRequest) as error:
             await _end(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        refusal = self._refusal(node.id)
+        if refusal:
+            await _end(context, grpc.StatusCode.RESOURCE_EXHAUSTED, refusal)
+        del data, first  # what a node says of itself is much more than what it is served by
         self._next += 1
-        number = self._next
-        wake = self._wakes[number] = asyncio.Event()
-        self.streams[number] = stream
-        if self._mesh is None and self._state.revision:
-            self._mesh = view.mesh(self._state)
-        if self._mesh is not None:
-            stream.set_snapshot(build(self._mesh, stream.node))
-        faults: list[str] = []
-        reader = asyncio.create_task(self._read(requests, stream, wake, faults.append))
-        log.info("node %s connected (%s)", stream.node.id, stream.node.engine)
+        connection = _Connection(self._next, stream, form)
+        self._connections[connection.number] = connection
+        self.streams[connection.number] = stream
+        self._per_node[node.id] += 1
+        self._trimmer.later()
+        reader = asyncio.create_task(self._read(requests, connection))
+        log.info("node %s connected (%s)", node.id, node.engine)
         code, unread = grpc.StatusCode.INVALID_ARGUMENT, None
         try:
-            while not reader.done() and unread is None:
-                wake.clear()
-                while unread is None and (response := stream.next_response(monotonic())) is not None:
-                    self.pushes[short(response.type_url)] += 1
-                    unread = await self._write(context, response.data)
-                if unread is None:
-                    await wake.wait()
+            unread = await self._tell(connection, reader, context)
             if unread is None:
                 await reader  # raises what it ended with
             else:
                 code = grpc.StatusCode.RESOURCE_EXHAUSTED
                 self.slow_readers += 1
-                faults.append(f"the node did not read a response for {self._slow_reader_s:g} s; connect again")
+                connection.faults.append(
+                    f"the node did not read a response for {self._slow_reader_s:g} s; connect again"
+                )
         finally:
             reader.cancel()
-            del self.streams[number]
-            del self._wakes[number]
-            self._notify()
-            log.info("node %s disconnected%s", stream.node.id, "".join(f": {fault}" for fault in faults))
+            self._forget(connection)
         if unread is not None:
             # gRPC cannot take a response back: the status follows it as soon as the node reads on.
             await _written(unread)
-        if faults:
-            await _end(context, code, faults[0])
+        if connection.faults:
+            await _end(context, code, connection.faults[0])
+
+    def _refusal(self, node_id: str) -> str | None:
+        """Why one more stream of a node is not served."""
+        if len(self.streams) >= self._max_streams:
+            return f"{len(self.streams)} nodes are connected already; at most {self._max_streams} are served"
+        if self._per_node[node_id] >= self._max_streams_per_node:
+            return f"node {node_id} has {self._per_node[node_id]} streams already; give each node an id of its own"
+        return None
+
+    def _forget(self, connection: _Connection) -> None:
+        node = connection.stream.node
+        del self._connections[connection.number]
+        del self.streams[connection.number]
+        self._per_node[node.id] -= 1
+        if not self._per_node[node.id]:
+            del self._per_node[node.id]
+        self._wave.settled(connection.number)
+        self._trimmer.later()
+        self._notify()
+        log.info("node %s disconnected%s", node.id, "".join(f": {fault}" for fault in connection.faults))
+
+    async def _tell(
+        self, connection: _Connection, reader: asyncio.Task[None], context: Context
+    ) -> asyncio.Task[None] | None:
+        """Send what there is to say until the node says no more; a response that it does not read is given back."""
+        stream, wake = connection.stream, connection.wake
+        while not reader.done():
+            wake.clear()
+            self._bring(connection)
+            while (response := stream.next_response(monotonic())) is not None:
+                self.pushes[short(response.type_url)] += 1
+                unread = await self._write(context, response.data)
+                if unread is not None:
+                    return unread
+            del response
+            if stream.is_quiet:
+                self._wave.settled(connection.number)
+            await wake.wait()
+        return None
+
+    def _bring(self, connection: _Connection) -> None:
+        """Let a stream know the newest state."""
+        self._refresh()
+        mesh, stream = self._translator.mesh, connection.stream
+        if mesh.revision and connection.mesh is not mesh:
+            connection.mesh = mesh
+            stream.set_snapshot(self._translator.snapshot(stream.node, stream.snapshot))
+            self._notify()
 
     async def _write(self, context: Context, data: bytes) -> asyncio.Task[None] | None:
         """Send a response; the write itself if the node does not read it in time."""
@@ -187,25 +295,25 @@ class AdsService:
         await _written(write)
         return None
 
-    async def _read(
-        self, requests: AsyncIterator[bytes], stream: NodeStream, wake: asyncio.Event, fail: Callable[[str], None]
-    ) -> None:
+    async def _read(self, requests: AsyncIterator[bytes], connection: _Connection) -> None:
+        stream = connection.stream
         try:
             async for data in requests:
-                request = _parsed(data)
-                self._count(stream, request, stream.on_request(request, monotonic()))
-                wake.set()
+                request = connection.form.read(data)
+                self._count(stream, request.type_url, stream.on_request(request, monotonic()))
+                connection.wake.set()
                 self._notify()
+                del data, request  # nothing is held while there is nothing to read
         except BadRequest as error:
-            fail(str(error))
+            connection.faults.append(str(error))
         finally:
-            wake.set()
+            connection.wake.set()
 
-    def _count(self, stream: NodeStream, request: Any, answer: Answer) -> None:
+    def _count(self, stream: NodeStream, type_url: str, answer: Answer) -> None:
         if answer is Answer.NONE:
             return
-        kind = short(request.type_url)
-        subscription = stream.subscriptions[request.type_url]
+        kind = short(type_url)
+        subscription = stream.subscriptions[type_url]
         self.lag.labels(kind).observe(subscription.lag_ms / 1000)
         if answer is Answer.NACK:
             self.nacks[kind] += 1
@@ -215,14 +323,6 @@ class AdsService:
 def short(type_url: str) -> str:
     """The last word of a type, for people and labels: there are as many as types that are served."""
     return type_url.rpartition(".")[2]
-
-
-def _parsed(data: bytes) -> Any:
-    """A DiscoveryRequest. Raises BadRequest."""
-    try:
-        return discovery_pb2.DiscoveryRequest.FromString(data)
-    except DecodeError:
-        raise BadRequest(f"{len(data)} bytes that are no DiscoveryRequest") from None
 
 
 async def _written(write: asyncio.Task[None]) -> None:

@@ -14,8 +14,9 @@ from envoy.admin.v3 import config_dump_shared_pb2
 from envoy.config.core.v3 import base_pb2
 from envoy.service.status.v3 import csds_pb2, csds_pb2_grpc
 
-from control_plane.ads.core import NodeStream, Subscription
+from control_plane.ads.core import NodeStream
 from control_plane.ads.service import AdsService
+from control_plane.ads.subscription import Subscription
 from control_plane.api.matching import Matcher
 from control_plane.api.refused import Refused
 from control_plane.resources import rules, unknown
@@ -104,7 +105,7 @@ def resources(stream: NodeStream, *, has_contents: bool) -> Iterator[Any]:
                 config.xds_config.type_url = url
                 config.xds_config.value = subscription.sent[name]
             yield config
-        for name in sorted((subscription.names or frozenset()) - subscription.sent.keys()):
+        for name in sorted((subscription.asked or frozenset()) - subscription.sent.keys()):
             is_known = bool(subscription.version_sent) and subscription.is_answered
             yield _Config(
                 type_url=url,

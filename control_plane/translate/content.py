@@ -7,6 +7,7 @@ difference of two of a line costs what changed and not what there is.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Final, TypeVar, overload
 
 LOG: Final = 256
@@ -181,6 +182,11 @@ def of(items: Mapping[str, bytes]) -> Content:
 def encoded(form: Form, items: Mapping[str, bytes]) -> bytes:
     """Resources as they stand in a response, in order of name."""
     return b"".join(form(name, items[name]) for name in sorted(items))
+
+
+def version(data: bytes) -> str:
+    """Of a resource with these bytes: a hash, so that all replicas give the same."""
+    return blake2b(data, digest_size=8).hexdigest()
 
 
 # -- the protobuf encoding, as far as it is needed to put messages together from bytes -----------------

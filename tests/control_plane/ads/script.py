@@ -10,11 +10,14 @@ shows                                           what the control plane knows of 
 """
 
 import re
-from typing import Any, Final
+from typing import Final
 
 from envoy.service.discovery.v3 import discovery_pb2
 
-from control_plane.ads.core import BadRequest, NodeStream
+from control_plane.ads import request as requests
+from control_plane.ads import sotw
+from control_plane.ads.core import NodeStream
+from control_plane.ads.request import BadRequest
 from control_plane.translate import snapshot as snapshots
 from control_plane.translate.node import Node
 from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, LISTENER, ORDER, ROUTES, Snapshot
@@ -28,7 +31,7 @@ class Player:
     """Plays a script; `play` gives it back with what happens under each line."""
 
     def __init__(self) -> None:
-        self._stream = NodeStream(NODE)
+        self._stream = NodeStream(NODE, sotw)
         self._now = 0.0
         self._lines: list[str] = []
         self._programmed = 0
@@ -52,7 +55,7 @@ class Player:
             r"node (asks|acks|nacks) (\S+)((?: (?!nonce |because )\S+)*)(?: nonce (\d+))?(?: because (.*))?", line
         ):
             try:
-                self._stream.on_request(self._request(*said.groups()), self._now)
+                self._stream.on_request(requests.read(self._request(*said.groups())), self._now)
             except BadRequest as error:
                 self._lines.append(f"    the stream ends: {error}")
                 return
@@ -66,11 +69,11 @@ class Player:
         while (response := self._stream.next_response(self._now)) is not None:
             self._lines.append(f"    {_written(response.data)}")
 
-    def _request(self, verb: str, word: str, names: str, nonce: str | None, reason: str | None) -> Any:
+    def _request(self, verb: str, word: str, names: str, nonce: str | None, reason: str | None) -> bytes:
         url = WORDS.get(word, word)
         subscription = self._stream.subscriptions.get(url)
         given = names.split()
-        if subscription is not None and not given and subscription.names is not None:
+        if subscription is not None and not given and subscription.asked is not None:
             given = sorted(subscription.names)  # as clients do: every request names all that is wanted
         request = discovery_pb2.DiscoveryRequest(type_url=url, resource_names=[] if given == ["nothing"] else given)
         if subscription is not None:
@@ -78,7 +81,7 @@ class Player:
             request.version_info = subscription.version_acked
         if verb == "nacks":
             request.error_detail.message = reason or "refused"
-        return request
+        return bytes(request.SerializeToString())
 
     def _show(self) -> None:
         for url in ORDER:

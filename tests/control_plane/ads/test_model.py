@@ -12,6 +12,8 @@ from envoy.service.discovery.v3 import discovery_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from control_plane.ads import request as requests
+from control_plane.ads import sotw
 from control_plane.ads.core import NodeStream
 from control_plane.translate import snapshot as snapshots
 from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, LISTENER, ORDER, ROUTES, Snapshot
@@ -99,7 +101,7 @@ class Wire:
     """The two, and what is on the way between them."""
 
     def __init__(self, mood: str, chance: Random) -> None:
-        self.stream = NodeStream(NODE)
+        self.stream = NodeStream(NODE, sotw)
         self.client = Client()
         self.sent: deque[Any] = deque()
         self.revision = 0
@@ -133,7 +135,7 @@ class Wire:
     def ask(self) -> None:
         """The control plane hears the next request."""
         if self.client.said:
-            self.stream.on_request(self.client.said.popleft(), 0.0)
+            self.stream.on_request(requests.read(self.client.said.popleft().SerializeToString()), 0.0)
             self._send()
 
     def answer(self) -> None:

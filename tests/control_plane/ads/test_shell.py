@@ -11,7 +11,7 @@ import pytest
 from envoy.service.discovery.v3 import discovery_pb2
 
 from control_plane.ads import service as ads_service
-from control_plane.ads.core import MAX_NAMES
+from control_plane.ads.request import MAX_NAMES
 from control_plane.ads.service import AdsService
 from control_plane.translate import view
 from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, LISTENER, ORDER, ROUTES, build

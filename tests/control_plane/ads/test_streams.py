@@ -6,7 +6,10 @@ from typing import Final
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2
 
-from control_plane.ads.core import MAX_NAMES, MAX_REASON, BadRequest, NodeStream
+from control_plane.ads import request as requests
+from control_plane.ads import sotw
+from control_plane.ads.core import NodeStream
+from control_plane.ads.request import MAX_NAMES, MAX_REASON, BadRequest, Request
 from control_plane.translate.snapshot import CLUSTER, ENDPOINTS
 from tests.control_plane import scenario
 from tests.control_plane.ads.script import NODE, Player, snapshot
@@ -21,26 +24,30 @@ def test_a_stream_goes_as_written(case: Scenario) -> None:
 
 
 def test_names_without_end_end_the_stream() -> None:
-    stream = NodeStream(NODE)
     names = [str(number) for number in range(MAX_NAMES + 1)]
+    request = discovery_pb2.DiscoveryRequest(type_url=ENDPOINTS, resource_names=names)
     with pytest.raises(BadRequest, match="100001 names; at most 100000 are taken"):
-        stream.on_request(discovery_pb2.DiscoveryRequest(type_url=ENDPOINTS, resource_names=names), 0.0)
+        requests.read(request.SerializeToString())
+
+
+def said(request: discovery_pb2.DiscoveryRequest) -> Request:
+    return requests.read(request.SerializeToString())
 
 
 def test_a_long_reason_is_cut() -> None:
-    stream = NodeStream(NODE)
+    stream = NodeStream(NODE, sotw)
     stream.set_snapshot(snapshot(1, "clusters a=1"))
-    stream.on_request(discovery_pb2.DiscoveryRequest(type_url=CLUSTER), 0.0)
+    stream.on_request(said(discovery_pb2.DiscoveryRequest(type_url=CLUSTER)), 0.0)
     stream.next_response(0.0)
     nack = discovery_pb2.DiscoveryRequest(type_url=CLUSTER, response_nonce="1")
     nack.error_detail.message = "x" * 1_000_000
-    stream.on_request(nack, 0.0)
+    stream.on_request(said(nack), 0.0)
     assert len(stream.subscriptions[CLUSTER].nack_reason) == MAX_REASON
 
 
 def test_a_version_from_the_future_means_nothing() -> None:
-    stream = NodeStream(NODE)
+    stream = NodeStream(NODE, sotw)
     stream.set_snapshot(snapshot(1, "clusters a=1"))
-    stream.on_request(discovery_pb2.DiscoveryRequest(type_url=CLUSTER, version_info="999"), 0.0)
+    stream.on_request(said(discovery_pb2.DiscoveryRequest(type_url=CLUSTER, version_info="999")), 0.0)
     assert stream.next_response(0.0) is not None
     assert stream.programmed == 0

@@ -59,6 +59,7 @@ async def test_what_was_acknowledged_is_told_with_its_content(plane: Plane) -> N
     await plane.register("warehouse.shop", "w1")
     async with Node(plane, "good", inbound_port=5001, app_port=9001, team="books") as node:
         await node.follow()
+        await eventually_async(lambda: ROUTES in node.held)  # before that it has all that it asked for, too
         await eventually_async(lambda: plane.running.ads.is_programmed(plane.running.mirror.state.revision))
         told = (await fetch(plane))["good"]
         assert told.node.metadata.fields["team"].string_value == "books"
