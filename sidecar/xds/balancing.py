@@ -280,11 +280,6 @@ def _subset_extension(base: Balancing, message: Any, path: str) -> Balancing:
     return replace(inner, subsetting=_subsetting(message, path))
 
 
-def _locality_extension(base: Balancing, message: Any, path: str) -> Balancing:
-    inner = _first(base, message.endpoint_picking_policy, f"{path}.endpoint_picking_policy")
-    return replace(inner, is_locality_weighted=True)
-
-
 def _peak_ewma_extension(base: Balancing, message: Any, path: str) -> Balancing:
     def positive(field: str, unset: float) -> float:
         value = seconds(getattr(message, field)) if message.HasField(field) else unset
@@ -308,6 +303,5 @@ _EXTENSIONS: Final[dict[str, Callable[[Balancing, Any, str], Balancing]]] = {
     "RingHash": _ring_hash_extension,
     "Maglev": _maglev_extension,
     "Subset": _subset_extension,
-    "WrrLocality": _locality_extension,
     "PeakEwma": _peak_ewma_extension,
 }

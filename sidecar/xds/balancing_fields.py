@@ -9,7 +9,6 @@ from envoy.extensions.load_balancing_policies.random.v3 import random_pb2
 from envoy.extensions.load_balancing_policies.ring_hash.v3 import ring_hash_pb2
 from envoy.extensions.load_balancing_policies.round_robin.v3 import round_robin_pb2
 from envoy.extensions.load_balancing_policies.subset.v3 import subset_pb2
-from envoy.extensions.load_balancing_policies.wrr_locality.v3 import wrr_locality_pb2
 
 from proto.mesh.v1 import balancing_pb2
 
@@ -22,7 +21,6 @@ MODULES: Final = (
     ring_hash_pb2,
     round_robin_pb2,
     subset_pb2,
-    wrr_locality_pb2,
 )
 
 _CLUSTER: Final = "envoy.config.cluster.v3."
@@ -63,7 +61,6 @@ FIELDS: Final[dict[str, str]] = {
     _EXTENSION + "subset.v3.Subset": "fallback_policy default_subset subset_selectors locality_weight_aware "
     "scale_locality_weight panic_mode_any list_as_any subset_lb_policy",
     _EXTENSION + "subset.v3.Subset.LbSubsetSelector": "keys fallback_policy fallback_keys_subset",
-    _EXTENSION + "wrr_locality.v3.WrrLocality": "endpoint_picking_policy",
     "envoy.config.bootstrap.v3.ClusterManager": "local_cluster_name",
     _ROUTE + "RouteAction.HashPolicy": "header cookie connection_properties query_parameter terminal",
     _ROUTE + "RouteAction.HashPolicy.Header": "header_name regex_rewrite",

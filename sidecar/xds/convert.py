@@ -404,10 +404,13 @@ def cluster(message: Any) -> ClusterConfig:
         raise ConfigError(f"{path}.type", f"{name}: STATIC and EDS are supported (RMR0116)")
     codec, http2, life = _cluster_http(message, path)
     max_connections, thresholds = breakers.thresholds(message.circuit_breakers, f"{path}.circuit_breakers")
+    how = balancing.balancing(message, path)
+    if how.hashes_hostname and eds_name is None:
+        raise ConfigError(path, "use_hostname_for_hashing is for clusters whose endpoints come by EDS (RMR0116)")
     return ClusterConfig(
         name=message.name,
         connect_timeout_s=seconds(message.connect_timeout) if message.HasField("connect_timeout") else 5.0,
-        balancing=balancing.balancing(message, path),
+        balancing=how,
         endpoints=endpoints,
         eds_name=eds_name,
         internal_listener=internal,

@@ -113,6 +113,7 @@ REFUSED: Final[dict[str, tuple[str, Any, str]]] = {
         2,
         "cluster[ring].ring_hash_lb_config: a ring of 7 to 2: the sizes must be in order",
     ),
+    "hostnames of a static cluster": (f"{CLUSTER}[4].type", "STATIC", "cluster[ring]: use_hostname_for_hashing is for"),
     "a hash function that is not there": (
         f"{CLUSTER}[4].ring_hash_lb_config.hash_function",
         "MURMUR_HASH_2",
