@@ -62,10 +62,9 @@ class Subsets(Generic[L]):
         groups: list[Group[L]] = []
         for group in level:
             hosts = tuple(host for host in group.hosts if all(self._has(host, *label) for label in labels))
-            weight = group.weight
-            if labels and self._how.scales_locality_weights and group.hosts:
-                weight = round(weight * len(hosts) / len(group.hosts))
-                weight = max(weight, 1) if group.weight and hosts else weight
+            weight = group.weight if self._how.keeps_locality_weights else 0
+            if self._how.scales_locality_weights and group.hosts:
+                weight = int(weight * len(hosts) / len(group.hosts) + 0.5)
             groups.append(replace(group, hosts=hosts, weight=weight))
         return tuple(groups)
 
