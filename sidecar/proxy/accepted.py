@@ -125,8 +125,11 @@ class Accepted(asyncio.Protocol):
             await asyncio.sleep(0)
             read, self._data = self._data, b""
             await asyncio.sleep(0)
+            protocol = plain.get_protocol()
+            if protocol is None:
+                raise ConnectionResetError("the client hung up")
             if read:
-                _feed(plain.get_protocol(), read)
+                _feed(protocol, read)
             secured = await handshake
         except OSError:
             self._listener.worker.stats.handshakes_failed += 1
@@ -134,6 +137,7 @@ class Accepted(asyncio.Protocol):
             return
         finally:
             handshake.cancel()
+            handshake.add_done_callback(_look_at)
             self._handshake = None
         assert secured is not None
         self._transport = secured
@@ -247,6 +251,12 @@ class Accepted(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
+
+
+def _look_at(handshake: "asyncio.Task[asyncio.Transport | None]") -> None:
+    """How a handshake ended that nobody waits for any more is no news to the loop."""
+    if not handshake.cancelled():
+        handshake.exception()
 
 
 def _feed(protocol: asyncio.BaseProtocol, data: bytes) -> None:

@@ -1,7 +1,9 @@
 """TLS on listeners and to clusters: who is let in, who is called, as real Envoy decides it with the same bootstrap."""
 
 import asyncio
+import socket
 import ssl
+import struct
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from tests.differential.lab import Rig
 from tests.differential.wire import Wire
 
 PATIENCE_S: Final = 5.0
+NO_LINGER: Final = struct.pack("ii", 1, 0)
 TLS: Final = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3."
 HCM: Final = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -384,6 +387,25 @@ def test_old_versions_of_tls_are_not_spoken(lab: Lab) -> None:
 
 def test_plain_text_does_not_get_into_a_tls_listener(lab: Lab) -> None:
     assert lab.both("strict", "/a", None) == both("no way in")
+
+
+@pytest.mark.parametrize("listener", ["strict", "both"])
+@pytest.mark.parametrize("is_reset", [True, False])
+def test_a_client_that_hangs_up_within_its_handshake_is_no_news(lab: Lab, listener: str, is_reset: bool) -> None:
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        lab.papers.client(None).wrap_bio(incoming, outgoing, server_hostname="a.shop.test").do_handshake()
+    hello = outgoing.read()
+    rig = lab.rigs["remora"]
+    for size in (10, len(hello) - 1, len(hello)):
+        for _ in range(10):
+            with socket.create_connection(("127.0.0.1", rig.ports[listener])) as sock:
+                sock.sendall(hello[:size])
+                if is_reset:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+    assert lab.both("optional", "/a", lab.papers.client("ann")) == both("answered 0")
+    assert rig.engine is not None
+    assert rig.engine.log.read_text() == ""
 
 
 def test_one_port_takes_tls_and_plain_text_where_it_says_so(lab: Lab) -> None:
