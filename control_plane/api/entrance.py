@@ -44,10 +44,14 @@ _WRITES: Final = frozenset(
         "Resources/Rollback",
         "Registry/Register",
         "Registry/SetHealth",
+        "Registry/Drain",
+        "Registry/Release",
         "Registry/Deregister",
     ]
 )
-_WAIT: Final = frozenset(_OURS + name for name in ["Resources/Watch", "Resources/WaitProgrammed", "Registry/SetHealth"])
+_WAIT: Final = frozenset(
+    _OURS + name for name in ["Resources/Watch", "Resources/WaitProgrammed", "Registry/SetHealth", "Registry/Drain"]
+)
 _CHECKS_ITSELF: Final = frozenset(_OURS + name for name in ["Resources/Apply", "Resources/Diff"])
 """Methods that check the schema's constraints themselves, since they can say better what is concerned."""
 _STATUSES: Final[tuple[tuple[type[Exception], grpc.StatusCode, str], ...]] = (

@@ -16,7 +16,9 @@ from control_plane.ads.core import NodeStream
 from control_plane.ads.service import AdsService, short
 from control_plane.api.entrance import Entrance
 from control_plane.registry.mirror import Mirror
+from control_plane.registry.sweeper import Sweeper
 from control_plane.resources import kinds
+from control_plane.store.election import Election
 from control_plane.translate.snapshot import ORDER
 
 PREFIX: Final = "remora_control_plane_"
@@ -28,6 +30,24 @@ class _Handler(WSGIRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Scrapes are not worth a line each."""
+
+
+class Upkeep(Collector):
+    """What this replica does for all, if it is the owner of that."""
+
+    def __init__(self, election: Election, sweeper: Sweeper) -> None:
+        self._election = election
+        self._sweeper = sweeper
+
+    def collect(self) -> Iterator[Metric]:
+        sweeper = self._sweeper
+        yield _one("sweeps", "1 if this replica sweeps the store for all of them.", self._election.term is not None)
+        yield _total("sweeper_terms", "Times that this replica became the one that sweeps.", self._election.terms)
+        yield _one(
+            "compacted_revision", "The store's history up to here was forgotten by this replica.", sweeper.compacted
+        )
+        yield _total("compactions", "Times that this replica had history forgotten.", sweeper.compactions)
+        yield _total("instances_forgotten", "Instances that vanished and were taken off the roster.", sweeper.forgotten)
 
 
 class ControlPlaneCollector(Collector):
@@ -46,6 +66,9 @@ class ControlPlaneCollector(Collector):
         )
         yield _one("revision", "Store revision that is served.", state.revision)
         yield _one("instances", "Registered instances.", len(state.instances))
+        held = "Instances that are kept although their leases ended, since most others' ended with them."
+        yield _one("instances_held", held, len(state.held))
+        yield _total("lease_waves", "Times that instances began to be held.", self._mirror.presence.waves.waves)
         kinds_there = Counter(kinds.of(resource).name for resource in list(state.resources.values()))
         yield _gauge("resources", "Stored resources.", kinds_there, "kind")
         yield _one("stale", "1 while the store cannot be watched.", self._mirror.stale_since is not None)
@@ -65,6 +88,10 @@ def _engines(streams: list[NodeStream]) -> Counter[str]:
 
 def _one(name: str, help_text: str, value: float) -> Metric:
     return GaugeMetricFamily(PREFIX + name, help_text, value=float(value))
+
+
+def _total(name: str, help_text: str, value: float) -> Metric:
+    return CounterMetricFamily(PREFIX + name, help_text, value=float(value))
 
 
 def _gauge(name: str, help_text: str, values: Mapping[str, int], label: str) -> Metric:
@@ -91,10 +118,11 @@ class _Server6(ThreadingWSGIServer):
     address_family = socket.AF_INET6
 
 
-def serve(host: str, port: int, mirror: Mirror, ads: AdsService, entrance: Entrance) -> WSGIServer:
+def serve(host: str, port: int, mirror: Mirror, ads: AdsService, entrance: Entrance, upkeep: Upkeep) -> WSGIServer:
     """Start serving; OSError if the address cannot be had. `shutdown` ends it."""
     registry = CollectorRegistry()
     registry.register(ControlPlaneCollector(mirror, ads))
+    registry.register(upkeep)
     registry.register(ads.lag)
     registry.register(entrance.requests)
     ProcessCollector(registry=registry)

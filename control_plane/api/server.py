@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,12 +21,16 @@ from control_plane.api.client_status import ClientStatus
 from control_plane.api.entrance import Entrance
 from control_plane.api.identity import IdentityService
 from control_plane.api.reflected import Pool
+from control_plane.api.replicas import Replicas
 from control_plane.api.service import MeshService, RegistryService, Resources
 from control_plane.identity.issuer import Issuer
+from control_plane.registry import format, keys
 from control_plane.registry.mirror import Mirror
 from control_plane.registry.registry import Registry
+from control_plane.registry.sweeper import Retention, Sweeper
 from control_plane.store import open_store, shown
 from control_plane.store.contract import Store, StoreUnavailable
+from control_plane.store.election import Election
 from proto.mesh.v1 import api_pb2, api_pb2_grpc, identity_pb2, identity_pb2_grpc
 
 log = logging.getLogger("remora.api")
@@ -69,28 +74,37 @@ async def running(
     store_target: str,
     http_listen: tuple[str, int] | None,
     issuing: Callable[[Store], Issuer] | None = None,
+    *,
+    advertise: str = "",
+    retention: Retention | None = None,
 ) -> AsyncIterator[ControlPlane]:
     """Run a control plane as long as the context lasts. Raises StoreError, CannotListen, KeyringError.
 
-    `issuing` makes the authority that signs; without it the mesh has no identities.
+    `issuing` makes the authority that signs; without it the mesh has no identities. `advertise` is where other replicas reach this one, if
+    that is not where it listens. `retention` says how much history the store keeps.
     """
     store = await open_store(store_target)
     issuer = issuing(store) if issuing is not None else None
-    if issuer is not None:
-        try:
-            async with asyncio.timeout(LOAD_TIMEOUT_S):
+    try:
+        async with asyncio.timeout(LOAD_TIMEOUT_S):
+            await format.settle(store)
+            if issuer is not None:
                 await issuer.prepare()
-        except TimeoutError:
-            await store.close()
-            raise StoreUnavailable(f"store {shown(store_target)} has not answered for {LOAD_TIMEOUT_S:g} s") from None
-        except BaseException:
-            await store.close()
-            raise
+    except TimeoutError:
+        await store.close()
+        raise StoreUnavailable(f"store {shown(store_target)} has not answered for {LOAD_TIMEOUT_S:g} s") from None
+    except BaseException:
+        await store.close()
+        raise
     mirror = Mirror(store, has_identities=issuer is not None)
     ads = AdsService()
     mirror.on_change(ads.on_state)
     follower = asyncio.create_task(mirror.run())
     follower.add_done_callback(_say_if_it_failed)
+    registry, replicas = Registry(store), Replicas(store)
+    sweeper = Sweeper(store, mirror, registry, retention)
+    election = Election(store, keys.OWNER, f"{socket.gethostname()} pid {os.getpid()}")
+    owner: asyncio.Task[None] | None = None
     entrance = Entrance()
     server = grpc.aio.server(interceptors=[entrance], options=list(_OPTIONS), maximum_concurrent_rpcs=MAX_CALLS)
     web = None
@@ -100,9 +114,9 @@ async def running(
                 await mirror.is_loaded.wait()
         except TimeoutError:
             raise StoreUnavailable(f"store {shown(store_target)} has not answered for {LOAD_TIMEOUT_S:g} s") from None
-        api_pb2_grpc.add_ResourcesServicer_to_server(Resources(store, mirror, ads), server)
-        api_pb2_grpc.add_RegistryServicer_to_server(RegistryService(Registry(store), mirror, ads), server)
-        api_pb2_grpc.add_MeshServicer_to_server(MeshService(mirror, ads), server)
+        api_pb2_grpc.add_ResourcesServicer_to_server(Resources(store, mirror, ads, replicas), server)
+        api_pb2_grpc.add_RegistryServicer_to_server(RegistryService(registry, mirror, ads, replicas), server)
+        api_pb2_grpc.add_MeshServicer_to_server(MeshService(mirror, ads, replicas), server)
         identity_pb2_grpc.add_IdentityServicer_to_server(IdentityService(issuer, mirror), server)
         csds_pb2_grpc.add_ClientStatusDiscoveryServiceServicer_to_server(ClientStatus(ads), server)
         server.add_generic_rpc_handlers((ads.handler(),))
@@ -122,13 +136,19 @@ async def running(
             raise CannotListen(f"cannot listen on {listen[0]}:{listen[1]}: {reason}") from None
         if http_listen is not None:
             try:
-                web = http.serve(*http_listen, mirror, ads, entrance)
+                web = http.serve(*http_listen, mirror, ads, entrance, http.Upkeep(election, sweeper))
             except OSError as error:
                 reason = (error.strerror or str(error)).lower()
                 raise CannotListen(f"cannot listen on {http_listen[0]}:{http_listen[1]}: {reason}") from None
         await server.start()
-        yield ControlPlane(port, web.server_port if web is not None else None, mirror, ads, store)
+        owner = asyncio.create_task(election.run(sweeper.run))
+        owner.add_done_callback(_say_if_it_sweeps_no_more)
+        async with replicas.present(advertise or f"{_reachable(listen[0])}:{port}"):
+            yield ControlPlane(port, web.server_port if web is not None else None, mirror, ads, store)
     finally:
+        if owner is not None:
+            owner.cancel()
+            await asyncio.gather(owner, return_exceptions=True)
         await server.stop(STOP_GRACE_S)
         if web is not None:
             await asyncio.get_running_loop().run_in_executor(None, web.shutdown)
@@ -141,6 +161,16 @@ async def running(
 def _say_if_it_failed(follower: asyncio.Task[None]) -> None:
     if not follower.cancelled() and follower.exception() is not None:
         log.critical("the store is not followed any more; restart this control plane", exc_info=follower.exception())
+
+
+def _say_if_it_sweeps_no_more(owner: asyncio.Task[None]) -> None:
+    if not owner.cancelled() and owner.exception() is not None:
+        log.critical("the store is swept no more by this control plane; restart it", exc_info=owner.exception())
+
+
+def _reachable(host: str) -> str:
+    """Where others find who listens on every address."""
+    return socket.gethostname() if host in ("0.0.0.0", "[::]") else host
 
 
 def _why_not(host: str, port: int) -> str:

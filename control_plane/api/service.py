@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ import grpc
 from control_plane.ads.core import NodeStream
 from control_plane.ads.service import AdsService, short
 from control_plane.api.refused import Refused
+from control_plane.api.replicas import Replicas, Verdict, is_from_replica
 from control_plane.api.writing import Author, Writer, Written
 from control_plane.registry import keys, state
 from control_plane.registry.mirror import Mirror
@@ -53,7 +55,8 @@ def _namespace(name: str) -> str:
 class Resources(api_pb2_grpc.ResourcesServicer):
     """The operator's entrance."""
 
-    def __init__(self, store: Store, mirror: Mirror, ads: AdsService) -> None:
+    def __init__(self, store: Store, mirror: Mirror, ads: AdsService, replicas: Replicas) -> None:
+        self._replicas = replicas
         self._writer = Writer(store)
         self._mirror = mirror
         self._ads = ads
@@ -173,9 +176,13 @@ class Resources(api_pb2_grpc.ResourcesServicer):
         self, request: api_pb2.WaitProgrammedRequest, context: Context
     ) -> api_pb2.WaitProgrammedResponse:
         wait_s = request.timeout.ToNanoseconds() / 1e9 if request.HasField("timeout") else DEFAULT_WAIT_S
-        if not await self._ads.programmed(request.revision, wait_s):
-            raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, self._why_not(request.revision))
-        return api_pb2.WaitProgrammedResponse(nodes=len(self._ads.streams))
+        asked = self._replicas.programmed(request.revision, wait_s) if not is_from_replica(context) else _nobody()
+        is_done, others = await asyncio.gather(self._ads.programmed(request.revision, wait_s), asked)
+        faults = [] if is_done else [self._why_not(request.revision)]
+        faults += [verdict.why_not for verdict in others if verdict.why_not]
+        if faults:
+            raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "; ".join(faults))
+        return api_pb2.WaitProgrammedResponse(nodes=len(self._ads.streams) + sum(verdict.nodes for verdict in others))
 
     def _why_not(self, revision: int) -> str:
         now = self._mirror.state.revision
@@ -254,11 +261,22 @@ def _why_behind(stream: NodeStream) -> str:
     return f"{stream.node.id} has not answered"
 
 
+async def _nobody() -> list[Verdict]:
+    return []
+
+
+def _service_of(key: bytes) -> tuple[str, str]:
+    """Namespace and service of an instance's key."""
+    namespace, service = key.decode().split("/")[-3:-1]
+    return namespace, service
+
+
 class RegistryService(api_pb2_grpc.RegistryServicer):
     """The instances' entrance."""
 
-    def __init__(self, registry: Registry, mirror: Mirror, ads: AdsService) -> None:
+    def __init__(self, registry: Registry, mirror: Mirror, ads: AdsService, replicas: Replicas) -> None:
         self._registry = registry
+        self._replicas = replicas
         self._mirror = mirror
         self._ads = ads
 
@@ -278,10 +296,28 @@ class RegistryService(api_pb2_grpc.RegistryServicer):
     async def SetHealth(self, request: api_pb2.SetHealthRequest, context: Context) -> api_pb2.SetHealthResponse:
         key = request.instance
         revision = await self._registry.set_health(key.namespace, key.service, key.id, request.health)
-        wait_s = request.wait.ToNanoseconds() / 1e9
+        return await self._acknowledged(revision, request.wait.ToNanoseconds() / 1e9)
+
+    async def _acknowledged(self, revision: int, wait_s: float) -> api_pb2.SetHealthResponse:
+        """Whether all nodes of all replicas have a revision, once they do or the time is over."""
         if not wait_s:
             return api_pb2.SetHealthResponse(acknowledged=self._ads.is_programmed(revision))
-        return api_pb2.SetHealthResponse(acknowledged=await self._ads.programmed(revision, wait_s))
+        is_done, others = await asyncio.gather(
+            self._ads.programmed(revision, wait_s), self._replicas.programmed(revision, wait_s)
+        )
+        return api_pb2.SetHealthResponse(acknowledged=is_done and not any(verdict.why_not for verdict in others))
+
+    async def Drain(self, request: api_pb2.DrainRequest, context: Context) -> api_pb2.SetHealthResponse:
+        key = request.instance
+        revision = await self._registry.drain(key.namespace, key.service, key.id, not request.undo)
+        return await self._acknowledged(revision, request.wait.ToNanoseconds() / 1e9)
+
+    async def Release(self, request: api_pb2.ReleaseRequest, context: Context) -> api_pb2.ReleaseResponse:
+        prefix = (
+            keys.instance(_namespace(request.namespace), request.service, "") if request.service else keys.INSTANCES
+        )
+        held = sorted(key for key in self._mirror.state.held if key.startswith(prefix))
+        return api_pb2.ReleaseResponse(released=await self._registry.release(held))
 
     async def Deregister(self, request: api_pb2.DeregisterRequest, context: Context) -> api_pb2.DeregisterResponse:
         key = request.instance
@@ -298,13 +334,23 @@ class RegistryService(api_pb2_grpc.RegistryServicer):
 class MeshService(api_pb2_grpc.MeshServicer):
     """The view on what is connected."""
 
-    def __init__(self, mirror: Mirror, ads: AdsService) -> None:
+    def __init__(self, mirror: Mirror, ads: AdsService, replicas: Replicas) -> None:
+        self._replicas = replicas
         self._mirror = mirror
         self._ads = ads
 
     async def Nodes(self, request: api_pb2.NodesRequest, context: Context) -> api_pb2.NodesResponse:
-        streams = sorted(self._ads.streams.values(), key=lambda stream: stream.node.id)
-        return api_pb2.NodesResponse(nodes=[_node(stream) for stream in streams], revision=self._mirror.state.revision)
+        now, stale_s = self._mirror.state, self._mirror.stale_s
+        others, silent = await self._replicas.nodes() if not is_from_replica(context) else ([], [])
+        found = [*map(_node, list(self._ads.streams.values())), *others]
+        response = api_pb2.NodesResponse(
+            nodes=sorted(found, key=lambda node: node.id), revision=now.revision, silent_replicas=silent
+        )
+        if stale_s:
+            response.stale.FromNanoseconds(int(stale_s * 1e9))
+        for (namespace, service), count in sorted(Counter(map(_service_of, now.held)).items()):
+            response.held.add(namespace=namespace, service=service, instances=count)
+        return response
 
 
 def _node(stream: NodeStream) -> api_pb2.Node:

@@ -7,7 +7,7 @@ drained, which outlives restarts of its program.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from time import monotonic
 
@@ -27,7 +27,7 @@ class Presence:
 
     def __init__(self, waves: Waves | None = None, clock: Callable[[], float] = monotonic) -> None:
         self.waves = waves or Waves()
-        self._clock = clock
+        self.clock = clock
         self._roster: dict[bytes, bytes] = {}
         """Instances as they registered last, by the key of the instance."""
         self._drained: set[bytes] = set()
@@ -36,12 +36,16 @@ class Presence:
         self._told: set[bytes] = set()
         """Services of which it was said that instances are held."""
 
+    def drained_and_gone(self, there: Container[bytes]) -> frozenset[bytes]:
+        """Instances that an operator drained and that are not there."""
+        return frozenset(key for key in self._drained if key not in there)
+
     def load(self, raw: State, items: Iterable[KeyValue]) -> State:
         """From a whole listing."""
         self._roster, self._drained = {}, set()
         for item in items:
             self._take(item.key, item.value)
-        self.waves.sync(set(raw.instances), self._roster.keys() - self._drained, self._clock())
+        self.waves.sync(set(raw.instances), self._roster.keys() - self._drained, self.clock())
         self._tell()
         return self._put_over(raw, frozenset())
 
@@ -54,7 +58,7 @@ class Presence:
                 key = event.key
             if key is not None:
                 touched.add(key)
-        now = self._clock()
+        now = self.clock()
         for key in sorted(touched):
             # Who is drained means to leave: his loss is none.
             self.waves.on(key, key in raw.instances, key in self._roster and key not in self._drained, now)

@@ -1,6 +1,6 @@
 """Who is there: instances under leases."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,7 +31,7 @@ class Registration:
     ttl_s: int
 
 
-def _record(instance: service_pb2.Instance, key: bytes, lease: int) -> list[Put | Delete]:
+def record(instance: service_pb2.Instance, key: bytes, lease: int) -> list[Put | Delete]:
     """What is written for an instance. One that drains means to leave: it is taken off the roster, so nobody will hold it."""
     value = instance.SerializeToString(deterministic=True)
     line = keys.roster(instance.namespace, instance.service, instance.id)
@@ -56,7 +56,7 @@ class Registry:
         key = keys.instance(stored.namespace, stored.service, stored.id)
         old = await self._store.get(key)
         lease = await self._store.grant(ttl_s)
-        await self._store.txn((), _record(stored, key, lease))
+        await self._store.txn((), record(stored, key, lease))
         if old is not None and old.lease and old.lease != lease:
             await self._store.revoke(old.lease)  # its key has moved to the new lease
         return Registration(lease, ttl_s)
@@ -79,7 +79,7 @@ class Registry:
                 return item.mod_revision
             instance.health = health
             try:
-                result = await self._store.txn([Compare(key, item.mod_revision)], _record(instance, key, item.lease))
+                result = await self._store.txn([Compare(key, item.mod_revision)], record(instance, key, item.lease))
             except LeaseNotFound:
                 continue  # the lease ended meanwhile: the instance is gone, the next look will say so
             if result.succeeded:
@@ -108,13 +108,14 @@ class Registry:
         change: Put | Delete = Put(mark, b"1") if is_drained else Delete(mark)
         return (await self._store.txn((), [change])).revision
 
-    async def release(self, held: Iterable[bytes]) -> int:
-        """Let instances go whose leases have ended (keys of instances); those that are back meanwhile stay. How many are gone."""
+    async def release(self, vanished: Iterable[bytes], guard: Sequence[Compare] = ()) -> int:
+        """Forget instances whose leases have ended (keys of instances), with what was said of them; those that are back stay.
+
+        How many are gone. With `guard` only while that holds.
+        """
         count = 0
-        for key in held:
-            line = keys.ROSTER + key.removeprefix(keys.INSTANCES)
-            item = await self._store.get(line)
-            if item is not None:
-                unchanged = [Compare(line, item.mod_revision), Compare(key, 0)]
-                count += (await self._store.txn(unchanged, [Delete(line)])).succeeded
+        for key in vanished:
+            place = key.removeprefix(keys.INSTANCES)
+            forgotten = [Delete(keys.ROSTER + place), Delete(keys.DRAINED + place)]
+            count += (await self._store.txn([*guard, Compare(key, 0)], forgotten)).succeeded
         return count

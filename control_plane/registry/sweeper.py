@@ -1,4 +1,4 @@
-"""What one replica does for all: it keeps the store's history within bounds.
+"""What one replica does for all: it forgets instances that vanished, and keeps the store's history within bounds.
 
 The store keeps every change until it is told to forget. How long is said in time and in changes (`Retention`). When which revision was
 current is written into the store, so that the next owner goes on where the last one stopped, and so that one who is not the owner any
@@ -14,6 +14,8 @@ from time import time
 from typing import Final
 
 from control_plane.registry import keys
+from control_plane.registry.mirror import Mirror
+from control_plane.registry.registry import Registry
 from control_plane.store.contract import Compare, Put, Store, StoreError
 from control_plane.store.election import Term
 
@@ -32,6 +34,8 @@ class Retention:
     """… but never more changes than that."""
     every_s: float = 60.0
     """How often is looked."""
+    vanished_s: float = 3600.0
+    """Who is held, or drained and not there, is forgotten after so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +67,25 @@ def due(marks: Sequence[Mark], now: float, retention: Retention) -> int:
 class Sweeper:
     """Sweeps while a term lasts."""
 
-    def __init__(self, store: Store, retention: Retention, clock: Callable[[], float] = time) -> None:
+    def __init__(
+        self,
+        store: Store,
+        mirror: Mirror,
+        registry: Registry,
+        retention: Retention | None = None,
+        clock: Callable[[], float] = time,
+    ) -> None:
         self._store = store
-        self._retention = retention
+        self._mirror = mirror
+        self._registry = registry
+        self._retention = retention or Retention()
         self._clock = clock
         self.compacted = 0
         """The last revision that was forgotten by our doing."""
         self.compactions = 0
+        self.forgotten = 0
+        """Instances that vanished and were taken off the roster."""
+        self._absent_since: dict[bytes, float] = {}
 
     async def run(self, term: Term) -> None:
         """Sweep for ever. Raises Deposed."""
@@ -77,11 +93,29 @@ class Sweeper:
             try:
                 await self.sweep(term)
             except StoreError as error:
-                log.warning("the store's history is not swept now: %s", error)
+                log.warning("the store is not swept now: %s", error)
             await asyncio.sleep(self._retention.every_s)
 
     async def sweep(self, term: Term) -> None:
         """One look. Raises Deposed, StoreError."""
+        await self._forget_vanished(term)
+        await self._forget_history(term)
+
+    async def _forget_vanished(self, term: Term) -> None:
+        presence, keep_s = self._mirror.presence, self._retention.vanished_s
+        now = presence.clock()
+        late = {key for key, since in presence.waves.held.items() if now - since >= keep_s}
+        absent = presence.drained_and_gone(self._mirror.state.instances)
+        self._absent_since = {key: self._absent_since.get(key, now) for key in absent}
+        unused = {key for key, since in self._absent_since.items() if now - since >= keep_s}
+        if late:
+            log.error("%d instances have been held for %g s and have not come back: they are let go", len(late), keep_s)
+        vanished = sorted(presence.waves.gone(now) | late | unused)
+        if vanished:
+            self.forgotten += await self._registry.release(vanished, [term.guard])
+            await term.check(self._store)
+
+    async def _forget_history(self, term: Term) -> None:
         listing = await self._store.range(keys.MARKS)
         item = next((each for each in listing.items if each.key == keys.MARKS), None)
         marks = _read(item.value) if item is not None else ()
@@ -98,6 +132,7 @@ class Sweeper:
         if revision > self.compacted:
             await self._store.compact(revision)
             self.compacted, self.compactions = revision, self.compactions + 1
+            log.info("history up to revision %d is forgotten", revision)
 
 
 def _read(value: bytes) -> tuple[Mark, ...]:

@@ -32,6 +32,8 @@ log = logging.getLogger("remora.store")
 
 TTL_S: Final = 10
 """Another takes over so long after an owner has vanished, or somewhat later."""
+RESIGN_S: Final = 1.0
+"""Who steps down tries so long to say so."""
 RETRY_S: Final = 1.0
 """Between tries while the store is away, times 0.5 to 1.5 by chance."""
 
@@ -98,8 +100,9 @@ class Election:
                 await self._serve(work(term), lease, deadline)
             finally:
                 self.term = None
-                with suppress(StoreError):
-                    await self._store.revoke(lease)  # so that nobody has to wait for its end
+                with suppress(StoreError, TimeoutError):
+                    async with asyncio.timeout(RESIGN_S):
+                        await self._store.revoke(lease)  # so that nobody has to wait for its end
             log.info("%s does not own %s any more (token %d)", self._candidate, self._name, term.token)
             await asyncio.sleep(RETRY_S * (0.5 + random()))
 

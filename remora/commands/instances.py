@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from remora import exits
-from remora.addresses import host_port, lease_seconds, servers, service_name
+from remora.addresses import host_port, lease_seconds, seconds, servers, service_name
 from remora.commands.app import app
 from remora.commands.options import DEFAULT_SERVER, OutputOption, Server, Service, Weight
 from remora.output import Output, line, note, show, table
 
 if TYPE_CHECKING:
-    from proto.mesh.v1 import service_pb2
+    from proto.mesh.v1 import api_pb2, service_pb2
+    from remora.client import ControlPlane
+
+Instance = Annotated[str, typer.Argument(metavar="HOST:PORT|INSTANCE", help="Its address, or its id.")]
 
 
 def _id(address: str) -> str:
@@ -89,21 +92,81 @@ def register(
 @app.command()
 def deregister(
     service: Service,
-    address: Annotated[str, typer.Argument(metavar="HOST:PORT|INSTANCE", help="Its address, or its id.")],
+    address: Instance,
     server: Server = DEFAULT_SERVER,
 ) -> None:
     """Take an instance out of the registry."""
     from proto.mesh.v1 import api_pb2
     from remora.client import ControlPlane
 
-    name, namespace = service_name(service)
     with ControlPlane(server) as plane:
-        asked = api_pb2.ListInstancesRequest(service=name, namespace=namespace)
-        for item in plane.call(plane.registry.ListInstances, asked).instances:
-            if address in (item.id, f"{item.address}:{item.port}"):
-                key = api_pb2.InstanceKey(service=item.service, namespace=item.namespace, id=item.id)
-                plane.call(plane.registry.Deregister, api_pb2.DeregisterRequest(instance=key))
-                line(f"{item.id} of {name}.{namespace} deregistered")
-                return
+        key = _found(plane, service, address)
+        plane.call(plane.registry.Deregister, api_pb2.DeregisterRequest(instance=key))
+        line(f"{key.id} of {key.service}.{key.namespace} deregistered")
+
+
+def _found(plane: "ControlPlane", service: str, address: str) -> "api_pb2.InstanceKey":
+    """The instance with this address or id. Raises UsageError, typer.Exit if there is none."""
+    from proto.mesh.v1 import api_pb2
+
+    name, namespace = service_name(service)
+    asked = api_pb2.ListInstancesRequest(service=name, namespace=namespace)
+    for item in plane.call(plane.registry.ListInstances, asked).instances:
+        if address in (item.id, f"{item.address}:{item.port}"):
+            return api_pb2.InstanceKey(service=item.service, namespace=item.namespace, id=item.id)
     note(f"no instance {address} of {name}.{namespace} is registered")
     raise typer.Exit(exits.NO)
+
+
+@app.command()
+def drain(
+    service: Service,
+    instance: Instance,
+    wait: Annotated[str, typer.Option(help="Longest time to wait for all callers to acknowledge it.")] = "10s",
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Send an instance no new calls, whatever its program says, until `undrain`. Exit code 4 if not all callers have acknowledged it."""
+    _drain(server, service, instance, seconds(wait, "--wait"), undo=False)
+
+
+@app.command()
+def undrain(
+    service: Service,
+    instance: Instance,
+    wait: Annotated[str, typer.Option(help="Longest time to wait for all callers to acknowledge it.")] = "10s",
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Send a drained instance calls again, as far as its program is healthy."""
+    _drain(server, service, instance, seconds(wait, "--wait"), undo=True)
+
+
+def _drain(server: str, service: str, instance: str, wait_s: float, *, undo: bool) -> None:
+    from proto.mesh.v1 import api_pb2
+    from remora.client import CALL_TIMEOUT_S, ControlPlane
+
+    with ControlPlane(server) as plane:
+        key = _found(plane, service, instance)
+        request = api_pb2.DrainRequest(instance=key, undo=undo)
+        request.wait.FromNanoseconds(int(wait_s * 1e9))
+        answer = plane.call(plane.registry.Drain, request, wait_s + CALL_TIMEOUT_S)
+        line(f"{key.id} of {key.service}.{key.namespace} {'undrained' if undo else 'drained'}")
+    if wait_s and not answer.acknowledged:
+        note(f"not all callers have acknowledged it within {wait_s:g} s; `remora status` names them")
+        raise typer.Exit(exits.TIME_OVER)
+
+
+@app.command()
+def release(
+    service: Annotated[str | None, typer.Argument(metavar="[NAME[.NAMESPACE]]", help="Of this service only.")] = None,
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Let instances go that are held: those whose leases ended together with most others'. Exit code 1 if there is none."""
+    from proto.mesh.v1 import api_pb2
+    from remora.client import ControlPlane
+
+    name, namespace = service_name(service) if service is not None else ("", "")
+    with ControlPlane(server) as plane:
+        asked = api_pb2.ReleaseRequest(service=name, namespace=namespace)
+        count = plane.call(plane.registry.Release, asked).released
+    line(f"{count} instances{f' of {name}.{namespace}' if name else ''} released")
+    raise typer.Exit(exits.DONE if count else exits.NO)

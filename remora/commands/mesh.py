@@ -19,9 +19,30 @@ def status(server: Server = DEFAULT_SERVER, output: OutputOption = Output.table)
     with ControlPlane(server) as plane:
         answer = plane.call(plane.mesh.Nodes, api_pb2.NodesRequest())
     if output is not Output.table:
-        show({"revision": answer.revision, "nodes": [_plain(node) for node in answer.nodes]}, output)
+        shown: dict[str, Any] = {"revision": answer.revision, "nodes": [_plain(node) for node in answer.nodes]}
+        if answer.HasField("stale"):
+            shown["staleS"] = answer.stale.ToNanoseconds() / 1e9
+        if answer.silent_replicas:
+            shown["silentReplicas"] = list(answer.silent_replicas)
+        if answer.held:
+            shown["held"] = [
+                {"service": f"{each.service}.{each.namespace}", "instances": each.instances} for each in answer.held
+            ]
+        show(shown, output)
         return
     note(f"control plane {server}, revision {answer.revision}, {len(answer.nodes)} nodes")
+    if answer.HasField("stale"):
+        note(
+            f"the store has not been reached for {answer.stale.ToNanoseconds() / 1e9:.0f} s: this is the state of then, and writes are refused"
+        )
+    for address in answer.silent_replicas:
+        note(f"the replica {address} does not answer: its nodes are missing here")
+    for each in answer.held:
+        name = f"{each.service}.{each.namespace}"
+        note(
+            f"{name}: {each.instances} instances are held, since their leases ended together with most others'; they are served while "
+            f"fewer than half are healthy; `remora release {name}` lets them go"
+        )
     table(
         ("NODE", "SERVICE", "VERSION", "ENGINE", "CDS", "EDS", "LDS", "RDS", "LAG", "REFUSED"),
         [_row(node) for node in answer.nodes],
@@ -73,6 +94,7 @@ def _plain(node: "api_pb2.Node") -> dict[str, Any]:
         "version": node.version,
         "engine": node.engine,
         "adminAddress": node.admin_address,
+        **({"replica": node.replica} if node.replica else {}),
         "types": [
             {
                 "type": _short(item.type_url),

@@ -11,6 +11,7 @@ import pytest
 from control_plane.registry import keys
 from control_plane.registry.mirror import Mirror
 from control_plane.registry.presence import Presence
+from control_plane.store.contract import Put
 from control_plane.store.embedded import RESTART_GRACE_S
 from proto.mesh.v1 import service_pb2
 from tests.control_plane.registry.subject import Clock, Subject, opened
@@ -55,7 +56,7 @@ def seen(mirror: Mirror, service: str = "cart") -> dict[str, str]:
 
 async def caught_up(mirror: Mirror, subject: Subject) -> None:
     """Wait until the mirror has seen everything there is now."""
-    result = await subject.store.txn((), [])
+    result = await subject.store.txn((), [Put(keys.ROOT + b"noise", b"")])
     await eventually_async(lambda: mirror.state.revision >= result.revision)
 
 
