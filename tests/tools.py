@@ -3,7 +3,7 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import pytest
 
@@ -20,11 +20,23 @@ def need(name: str) -> str:
     """The path of a program; skips the test (fails in CI) if it is not there."""
     path = find(name)
     if path is None:
-        text = f"{name} is not installed; `make tools` installs it"
-        if os.environ.get("CI"):
-            pytest.fail(text)
-        pytest.skip(text)
+        _miss(name)
     return path
+
+
+def need_made(place: str) -> Path:
+    """A file or folder that `make tools` makes beside the programs; skips the test (fails in CI) if it is not there."""
+    path = ROOT / ".tools" / place
+    if not path.exists():
+        _miss(place)
+    return path
+
+
+def _miss(what: str) -> NoReturn:
+    text = f"{what} is not installed; `make tools` installs it"
+    if os.environ.get("CI"):
+        pytest.fail(text)
+    pytest.skip(text)
 
 
 def envoy() -> str:
