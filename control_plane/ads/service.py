@@ -21,7 +21,7 @@ from control_plane.ads.subscription import Answer
 from control_plane.ads.waves import WAVE, Wave, batched
 from control_plane.registry.state import State
 from control_plane.translate import node as node_reader
-from control_plane.translate.node import BadNode
+from control_plane.translate.node import BadNode, Node
 from control_plane.translate.translator import Translator
 from control_plane.translate.view import MeshView
 
@@ -30,6 +30,8 @@ log = logging.getLogger("remora.ads")
 MAX_STREAMS: Final = 20_000
 MAX_STREAMS_PER_NODE: Final = 8
 """A node needs one; while it comes back, its old ones may not have been noticed to be dead yet."""
+STREAMS_OF_PROXYLESS: Final = 32
+"""Times as many for a program with gRPC's own xDS client: it has a stream for each target that it calls (gRFC A71)."""
 FIRST_REQUEST_S: Final = 10.0
 """A stream that says nothing for so long is ended."""
 SLOW_READER_S: Final = 30.0
@@ -202,7 +204,7 @@ class AdsService:
             stream.on_request(first, monotonic())
         except (BadNode, BadRequest) as error:
             await _end(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        refusal = self._refusal(node.id)
+        refusal = self._refusal(node)
         if refusal:
             await _end(context, grpc.StatusCode.RESOURCE_EXHAUSTED, refusal)
         del data, first  # what a node says of itself is much more than what it is served by
@@ -234,12 +236,13 @@ class AdsService:
         if connection.faults:
             await _end(context, code, connection.faults[0])
 
-    def _refusal(self, node_id: str) -> str | None:
+    def _refusal(self, node: Node) -> str | None:
         """Why one more stream of a node is not served."""
         if len(self.streams) >= self._max_streams:
             return f"{len(self.streams)} nodes are connected already; at most {self._max_streams} are served"
-        if self._per_node[node_id] >= self._max_streams_per_node:
-            return f"node {node_id} has {self._per_node[node_id]} streams already; give each node an id of its own"
+        most = self._max_streams_per_node * (STREAMS_OF_PROXYLESS if node.profile.is_proxyless else 1)
+        if self._per_node[node.id] >= most:
+            return f"node {node.id} has {self._per_node[node.id]} streams already; give each node an id of its own"
         return None
 
     def _forget(self, connection: _Connection) -> None:

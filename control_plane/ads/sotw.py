@@ -15,6 +15,8 @@ from control_plane.translate.snapshot import CLUSTER, LISTENER, ORDER
 WHOLE: Final = frozenset((CLUSTER, LISTENER))
 """Types of which a response holds all resources."""
 WILDCARD: Final = "*"
+_NOT_FOUND: Final = b"\x08\x05"
+"""google.rpc.Status.code."""
 
 
 def first(request: Request) -> Subscription:
@@ -53,10 +55,28 @@ def encode(subscription: Subscription, wanted: Content, part: Part) -> bytes:
             field(1, subscription.version_sent.encode()),
             body,
             encoded(form, part.stays),
+            _missing(subscription, wanted, part),
             field(4, subscription.type_url.encode()),
             field(5, subscription.nonce.encode()),
         )
     )
+
+
+def _missing(subscription: Subscription, wanted: Content, part: Part) -> bytes:
+    """Says of what is asked for by name, and is not there, that it is not (gRFC A88): proxyless clients ask so, and wait 15 s otherwise."""
+    if subscription.is_everything or part.puts is not None:
+        return b""
+    missing = sorted(name for name in subscription.names if name not in wanted and name not in part.stays)
+    return b"".join(
+        field(7, field(1, field(1, name.encode())) + field(2, _NOT_FOUND + field(2, _why(subscription, name).encode())))
+        for name in missing
+    )
+
+
+def _why(subscription: Subscription, name: str) -> str:
+    if subscription.type_url != LISTENER:
+        return f"nothing is called {name}"
+    return f"no service is called {name}; with a port, it must be one that the service declares"
 
 
 def _resource(head: bytes, name: str, data: bytes) -> bytes:

@@ -6,6 +6,11 @@ from ipaddress import ip_address
 from typing import Any, Final
 
 _TYPE = "type.googleapis.com/envoy.extensions."
+_HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_HTTP2: Final = {
+    "@type": f"{_TYPE}upstreams.http.v3.HttpProtocolOptions",
+    "explicit_http_config": {"http2_protocol_options": {}},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,12 @@ class NodeSpec:
     outbound: tuple[str, int]
     """Where the program's gRPC library sends CONNECT; port 0 for none."""
     admin: tuple[str, int]
+    identity_socket: str = ""
+    """Unix socket where its certificate is served (SDS); empty if it has none."""
+
+
+IDENTITY: Final = "identity"
+"""Name of the cluster that is that socket."""
 
 
 def node(spec: NodeSpec) -> dict[str, Any]:
@@ -43,6 +54,7 @@ def node(spec: NodeSpec) -> dict[str, Any]:
             "outbound_address": spec.outbound[0],
             "outbound_port": spec.outbound[1],
             "admin_address": f"{spec.admin[0]}:{spec.admin[1]}",
+            **({"identity_source": IDENTITY} if spec.identity_socket else {}),
         },
     }
 
@@ -59,6 +71,24 @@ def _discovery(addresses: Iterable[tuple[str, int]]) -> str:
 
 def _address(where: tuple[str, int]) -> dict[str, Any]:
     return {"socket_address": {"address": where[0].strip("[]"), "port_value": where[1]}}
+
+
+def _identity(spec: NodeSpec) -> list[dict[str, Any]]:
+    """The cluster that serves the certificate, if there is one."""
+    if not spec.identity_socket:
+        return []
+    return [
+        {
+            "name": IDENTITY,
+            "type": "STATIC",
+            "connect_timeout": "1s",
+            "typed_extension_protocol_options": {_HTTP_OPTIONS: _HTTP2},
+            "load_assignment": {
+                "cluster_name": IDENTITY,
+                "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": spec.identity_socket}}}}]}],
+            },
+        }
+    ]
 
 
 def envoy(spec: NodeSpec) -> dict[str, Any]:
@@ -88,12 +118,7 @@ def envoy(spec: NodeSpec) -> dict[str, Any]:
                     "name": "control_plane",
                     "type": _discovery(spec.control_planes),
                     "connect_timeout": "1s",
-                    "typed_extension_protocol_options": {
-                        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                            "@type": f"{_TYPE}upstreams.http.v3.HttpProtocolOptions",
-                            "explicit_http_config": {"http2_protocol_options": {}},
-                        }
-                    },
+                    "typed_extension_protocol_options": {_HTTP_OPTIONS: _HTTP2},
                     "load_assignment": {
                         "cluster_name": "control_plane",
                         "endpoints": [
@@ -104,14 +129,18 @@ def envoy(spec: NodeSpec) -> dict[str, Any]:
                             }
                         ],
                     },
-                }
+                },
+                *_identity(spec),
             ]
         },
     }
 
 
 def grpc(spec: NodeSpec) -> dict[str, Any]:
-    """The bootstrap of gRPC's own xDS client (gRFC A27): `GRPC_XDS_BOOTSTRAP` names the file, the target is `xds:///NAME.NAMESPACE`."""
+    """The bootstrap of gRPC's own xDS client (gRFC A27): `GRPC_XDS_BOOTSTRAP` names the file, the target is `xds:///NAME.NAMESPACE`.
+
+    An xDS-enabled server (gRFC A36) finds its listener by it, if it listens on the port of `app`.
+    """
     return {
         "xds_servers": [
             {
@@ -124,8 +153,15 @@ def grpc(spec: NodeSpec) -> dict[str, Any]:
         "node": {
             "id": spec.node_id,
             "cluster": f"{spec.service}.{spec.namespace}",
-            "metadata": {"service": spec.service, "namespace": spec.namespace, "version": spec.version},
+            "metadata": {
+                "service": spec.service,
+                "namespace": spec.namespace,
+                "version": spec.version,
+                "app_address": spec.app[0].strip("[]"),
+                "app_port": spec.app[1],
+            },
         },
+        "server_listener_resource_name_template": "grpc/server?xds.resource.listening_address=%s",
     }
 
 

@@ -9,6 +9,7 @@
 | EXIT_CODE | what it ends with after SIGTERM |
 | STOP_S | how long calls may go on after SIGTERM |
 | SAY | a line for standard output |
+| XDS | if set: it takes its listener from a control plane (`GRPC_XDS_BOOTSTRAP`) |
 """
 
 import os
@@ -94,7 +95,8 @@ def main() -> int:
     if "SAY" in os.environ:
         print(os.environ["SAY"], flush=True)
     stop.wait(float(os.environ.get("START_S", "0")))
-    server = grpc.server(ThreadPoolExecutor(128), options=[("grpc.so_reuseport", 0)])
+    is_xds = "XDS" in os.environ
+    server = grpc.server(ThreadPoolExecutor(128), options=[("grpc.so_reuseport", 0)], xds=is_xds)
     healths = health.HealthServicer()
     services.add_EchoServicer_to_server(Echo(healths), server)
     names = [SERVICE, reflection.SERVICE_NAME]
@@ -105,7 +107,11 @@ def main() -> int:
     if kind == "not-serving":
         healths.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     reflection.enable_server_reflection(names, server)
-    server.add_insecure_port(f"127.0.0.1:{os.environ['PORT']}")
+    where, plain = f"127.0.0.1:{os.environ['PORT']}", grpc.insecure_server_credentials()
+    if is_xds:
+        server.add_secure_port(where, grpc.xds_server_credentials(plain))
+    else:
+        server.add_insecure_port(where)
     server.start()
     print(f"listening on {os.environ['PORT']}", flush=True)
     stop.wait()
