@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import os
+import pwd
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,15 @@ _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 
 
-def _in_own_group(parent: int) -> Callable[[], None]:
+def _in_own_group(parent: int, user: pwd.struct_passwd | None) -> Callable[[], None]:
     """What a child does before it becomes its program: leave the terminal's group, and ask to end with its parent."""
 
     def set_up() -> None:
         os.setpgid(0, 0)
+        if user is not None:  # uvloop's subprocesses have no `user`
+            os.setgroups([])
+            os.setgid(user.pw_gid)
+            os.setuid(user.pw_uid)
         if _libc is not None and hasattr(_libc, "prctl"):
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
@@ -26,18 +31,23 @@ def _in_own_group(parent: int) -> Callable[[], None]:
 
 
 async def start(
-    command: Sequence[str], env: Mapping[str, str], *, stdout: int | None = None, stderr: int | None = None
+    command: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    stdout: int | None = None,
+    stderr: int | None = None,
+    user: str | None = None,
 ) -> asyncio.subprocess.Process:
     """Start a child in a process group of its own, so that Ctrl-C reaches only the parent, which decides the order.
 
-    `stdout` and `stderr` as in asyncio's subprocesses; None is ours. Raises OSError.
+    `stdout` and `stderr` as in asyncio's subprocesses; None is ours. `user`: who the child is; None is us. Raises OSError.
     """
     return await asyncio.create_subprocess_exec(
         *command,
         env=dict(env),
         stdout=stdout,
         stderr=stderr,
-        preexec_fn=_in_own_group(os.getpid()),
+        preexec_fn=_in_own_group(os.getpid(), None if user is None else pwd.getpwnam(user)),
     )
 
 
