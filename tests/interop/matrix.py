@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -110,6 +111,14 @@ class Programs:
     @property
     def is_secure(self) -> bool:
         return self.way != "plain"
+
+    def metric(self, sidecar: str, name: str, **labels: str) -> float:
+        """The sum of a metric of a sidecar over the samples that have these labels."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.admins[sidecar]}/metrics", timeout=10) as page:
+            lines = page.read().decode().splitlines()
+        mine = [line for line in lines if line.startswith((f"{name}{{", f"{name} "))]
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        return sum(float(line.rpartition(" ")[2]) for line in mine if all(each in line for each in wanted))
 
     def _outcomes_of(self, client: str, server: str) -> dict[str, str]:
         """What each case of a client came to: an empty string, or what failed. For clients that run all cases in one go."""

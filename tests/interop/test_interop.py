@@ -3,16 +3,13 @@
 grpc-go's client and server are its own; those for grpcio and @grpc/grpc-js, which come in no package, do what the descriptions say.
 """
 
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.differential import engines
 from tests.interop import matrix
+from tests.interop.conftest import Ways
 from tests.interop.matrix import CLIENTS, SERVERS, WAYS, Programs, cases_of
 from tests.ports import free_ports
 from tests.sidecar import bootstraps
@@ -26,27 +23,6 @@ CELLS = [
 ]
 
 
-class Ways:
-    """What runs, started when it is first asked for."""
-
-    def __init__(self, stack: ExitStack, folder: Path) -> None:
-        self._stack = stack
-        self._folder = folder
-
-    @cache  # noqa: B019  one object, which lives as long as the module's tests
-    def of(self, way: str) -> Programs:
-        """Servers and sidecars of a way."""
-        folder = self._folder / way
-        folder.mkdir()
-        return self._stack.enter_context(matrix.running(way, folder))
-
-
-@pytest.fixture(scope="module")
-def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
-    with ExitStack() as stack:
-        yield Ways(stack, tmp_path_factory.mktemp("interop"))
-
-
 @pytest.mark.parametrize(("way", "client", "server", "case"), CELLS)
 def test_a_case_ends_well_through_two_sidecars(ways: Ways, way: str, client: str, server: str, case: str) -> None:
     assert ways.of(way).run(client, server, case) == ""
@@ -57,11 +33,10 @@ def test_it_was_the_sidecars_that_carried_the_calls(ways: Ways, way: str) -> Non
     programs = ways.of(way)
     assert programs.run("python", "go", "large_unary") == ""
     for name in ("in", "out"):
-        with urllib.request.urlopen(f"http://127.0.0.1:{programs.admins[name]}/metrics", timeout=5) as page:
-            metrics = page.read().decode()
-        word = "remora_tcp" if way == "opaque" else 'grpc_status="OK"'
-        counted = [line for line in metrics.splitlines() if word in line and not line.startswith("#")]
-        assert sum(float(line.rpartition(" ")[2]) for line in counted) > 0, metrics
+        if way == "opaque":
+            assert programs.metric(name, "remora_tcp_connections_total") > 0
+        else:
+            assert programs.metric(name, "remora_requests_total", grpc_status="OK") > 0
 
 
 @pytest.mark.parametrize("way", WAYS)
