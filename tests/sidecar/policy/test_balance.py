@@ -1,8 +1,8 @@
 """The balancers against slow models, and their chance by chi-square."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from random import Random
@@ -12,21 +12,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.policy.balance import LeastRequest, RandomChoice, RoundRobin, WeightedLeastRequest, WeightedRoundRobin
+from sidecar.policy.balance import (
+    ANY,
+    Latency,
+    LeastOfAll,
+    LeastRequest,
+    PeakEwma,
+    RandomChoice,
+    RoundRobin,
+    WeightedLeastRequest,
+    WeightedRoundRobin,
+)
 from tests.differential.compare import CHI_SQUARE_LIMIT, chi_square
+from tests.sidecar.policy.hosts import Host
 
 
-@dataclass
-class Place:
-    """An endpoint as a balancer sees it."""
-
-    name: str
-    weight: int = 1
-    active: int = 0
-
-
-def places(*weights: int) -> list[Place]:
-    return [Place("abcdefghijkl"[number], weight) for number, weight in enumerate(weights)]
+def places(*weights: int) -> list[Host]:
+    return [Host("abcdefghijkl"[number], weight) for number, weight in enumerate(weights)]
 
 
 class Scripted(Random):
@@ -42,22 +44,24 @@ class Scripted(Random):
         return self.given[-1]
 
 
-BALANCERS: list[Callable[[Sequence[Place], Random], Any]] = [
+BALANCERS: list[Callable[[Sequence[Host], Random], Any]] = [
     RoundRobin,
     WeightedRoundRobin,
     RandomChoice,
     LeastRequest,
+    LeastOfAll,
     WeightedLeastRequest,
+    PeakEwma,
 ]
 
 
 @pytest.mark.parametrize("balancer", BALANCERS)
-def test_nobody_is_chosen_from_nobody(balancer: Callable[[Sequence[Place], Random], Any]) -> None:
+def test_nobody_is_chosen_from_nobody(balancer: Callable[[Sequence[Host], Random], Any]) -> None:
     assert balancer([], Random(1)).pick() is None
 
 
 @pytest.mark.parametrize("balancer", BALANCERS)
-def test_a_single_endpoint_is_always_chosen(balancer: Callable[[Sequence[Place], Random], Any]) -> None:
+def test_a_single_endpoint_is_always_chosen(balancer: Callable[[Sequence[Host], Random], Any]) -> None:
     [only] = places(7)
     balance = balancer([only], Random(1))
     assert all(balance.pick() is only for _ in range(10))
@@ -121,7 +125,7 @@ def test_random_choice_gives_everybody_the_same() -> None:
 def test_least_request_takes_the_less_busy_of_the_two_that_chance_names(
     active: list[int], first: float, second: float
 ) -> None:
-    endpoints = [Place(str(number), active=calls) for number, calls in enumerate(active)]
+    endpoints = [Host(str(number), active=calls) for number, calls in enumerate(active)]
     pick = LeastRequest(endpoints, Scripted(iter([first, second]))).pick()
     drawn = [endpoints[int(number * len(endpoints))] for number in (first, second)]
     assert pick in drawn
@@ -155,3 +159,71 @@ def test_weighted_least_request_is_the_one_whose_turn_it_is(
         turn = min(range(len(endpoints)), key=lambda order: (due[order], order))
         assert balance.pick() is endpoints[turn]
         due[turn] += Fraction(endpoints[turn].active + 1, endpoints[turn].weight)
+
+
+@given(
+    st.lists(st.integers(min_value=0, max_value=5), min_size=1, max_size=8), st.lists(dyadic, min_size=4, max_size=4)
+)
+def test_least_request_draws_as_often_as_it_is_told(active: list[int], drawn: list[float]) -> None:
+    endpoints = [Host(str(number), active=calls) for number, calls in enumerate(active)]
+    pick = LeastRequest(endpoints, Scripted(iter(drawn)), choices=4).pick()
+    assert pick is not None
+    assert pick.active == min(endpoints[int(number * len(endpoints))].active for number in drawn)
+
+
+@given(st.lists(st.integers(min_value=0, max_value=3), min_size=1, max_size=8), st.integers())
+def test_a_full_scan_finds_the_least_busy(active: list[int], seed: int) -> None:
+    endpoints = [Host(str(number), active=calls) for number, calls in enumerate(active)]
+    pick = LeastOfAll(endpoints, Random(seed)).pick()
+    assert pick is not None and pick.active == min(active)
+
+
+def test_without_a_bias_running_calls_do_not_count() -> None:
+    endpoints = places(1, 3)
+    endpoints[1].active = 50
+    balance = WeightedLeastRequest(endpoints, Random(1), bias=0.0)
+    seen = Counter(pick.name for _ in range(400) if (pick := balance.pick()))
+    assert seen == {"a": 100, "b": 300}
+
+
+seconds = st.floats(min_value=0.0, max_value=10.0)
+
+
+@given(st.lists(st.tuples(seconds, seconds), max_size=30), seconds)
+def test_latency_follows_a_rise_at_once_and_a_fall_slowly(answers: list[tuple[float, float]], later: float) -> None:
+    """The model keeps every answer with its weight."""
+    latency = Latency(0.03, 5.0, 0.0)
+    now = 0.0
+    parts = [(0.03, 1.0)]
+    for gap, value in answers:
+        now += gap
+        latency.observe(value, now)
+        if value >= sum(part * weight for part, weight in parts):
+            parts = [(value, 1.0)]
+        else:
+            old = math.exp(-gap / 5.0)
+            parts = [(part, weight * old) for part, weight in parts] + [(value, 1.0 - old)]
+    expected = sum(part * weight for part, weight in parts)
+    assert latency.seconds(now) == pytest.approx(expected)
+    assert latency.seconds(now + later) == pytest.approx(expected * math.exp(-later / 5.0))
+
+
+def test_the_faster_of_two_gets_the_calls_until_it_is_busy() -> None:
+    slow, fast = places(1, 1)
+    slow.latency.observe(1.0, 0.0)
+    fast.latency.observe(0.1, 0.0)
+    balance = PeakEwma([slow, fast], Random(1))
+    assert all(balance.pick(ANY, 0, 0.0) is fast for _ in range(20))
+    fast.active = 10
+    assert all(balance.pick(ANY, 0, 0.0) is slow for _ in range(20))
+
+
+def test_a_slow_endpoint_is_asked_again_when_it_has_been_left_alone_for_long() -> None:
+    slow, fast = places(1, 1)
+    slow.latency.observe(5.0, 0.0)
+    balance = PeakEwma([slow, fast], Random(1))
+    now = 0.0
+    while balance.pick(ANY, 0, now) is fast:
+        now += 1.0
+        fast.latency.observe(0.03, now)
+    assert 40.0 < now < 60.0, "5 s become 30 ms in 51 s of decay"
