@@ -32,10 +32,17 @@ class Fleet:
         self.environment = dict(environment)
         self.members: dict[str, Member] = {}
 
-    async def start(self, name: str, *words: str, env: Mapping[str, str] | None = None, piped: bool = False) -> Member:
-        """Start `remora WORDS…`; with `piped`, its standard output is ours to read. Raises OSError."""
+    async def start(
+        self,
+        name: str,
+        *words: str,
+        env: Mapping[str, str] | None = None,
+        piped: bool = False,
+        module: str = "remora",
+    ) -> Member:
+        """Start `remora WORDS…`, or another module; with `piped`, its standard output is ours to read. Raises OSError."""
         log = self.directory / f"{name}.log"
-        command = [sys.executable, "-m", "remora", *words]
+        command = [sys.executable, "-m", module, *words]
         with log.open("ab") as sink:
             process = await child.start(
                 command,

@@ -4,7 +4,6 @@ import asyncio
 import json
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ from typing import Any, Final
 import grpc
 import uvloop
 
-from proto.mesh.v1 import api_pb2, api_pb2_grpc, service_pb2
+from proto.mesh.v1 import api_pb2_grpc
 from remora import environment, exits
 from remora.addresses import UsageError
-from remora.agent import ports
-from remora.commands.failure import Failure
+from remora.demo import opening
 from remora.demo.crowd import Crowd
 from remora.demo.fleet import CONTROL_PLANE, SHOPPERS, Fleet
 from remora.demo.observe import INTERVAL_S, Observer
@@ -35,12 +33,7 @@ INSTANCES: Final = (
     ("orders", "v1", 1),
 )
 """Service, version, number."""
-ENGINES: Final = ("remora", "envoy", "mixed")
-START_TIMEOUT_S: Final = 60.0
 SETTLE_TIMEOUT_S: Final = 20.0
-POLL_S: Final = 0.05
-_DURABILITY: Final = {"BOOKSTORE_SYNCHRONOUS": "NORMAL"}
-"""Safe at SIGKILL, which the demo does; only a power cut would lose purchases, and a slow disk does not set the pace."""
 RATE: Final = 80
 """Purchases a second."""
 SEED: Final = 7
@@ -61,8 +54,8 @@ class DemoSpec:
 
 def run_demo(spec: DemoSpec) -> int:
     """Run the demo; the exit code: 0 only if all expectations held. Raises UsageError, Failure."""
-    if spec.engine not in ENGINES:
-        raise UsageError(f'--engine: "{spec.engine}" is not known; known: {", ".join(ENGINES)}')
+    if spec.engine not in opening.ENGINES:
+        raise UsageError(f'--engine: "{spec.engine}" is not known; known: {", ".join(opening.ENGINES)}')
     directory = Path(tempfile.mkdtemp(prefix="remora-demo-"))
     is_clean = False
     try:
@@ -87,7 +80,7 @@ async def _run(spec: DemoSpec, directory: Path) -> int:
         loop.add_signal_handler(number, task.cancel)
     data = directory / "bookstore"
     data.mkdir()
-    api, http = _ports()
+    api, http = opening.usual_ports()
     server = f"127.0.0.1:{api}"
     # What is killed cannot tidy up: its temporary files go with ours.
     told = {
@@ -95,7 +88,7 @@ async def _run(spec: DemoSpec, directory: Path) -> int:
         "BOOKSTORE_DIR": str(data),
         "TMPDIR": str(directory),
         "XDG_STATE_HOME": str(directory),
-        **_DURABILITY,
+        **opening.DURABILITY,
     }
     fleet = Fleet(directory, {**environment.inherited(), **told})
     with Screen(task.cancel, spec.picture) as screen:
@@ -109,25 +102,6 @@ async def _run(spec: DemoSpec, directory: Path) -> int:
                 loop.add_signal_handler(number, fleet.kill_all)
             await fleet.close()
         return _verdict(tour, screen)
-
-
-def _ports() -> tuple[int, int]:
-    """The control plane's usual ports if they are free, so that `remora status` beside the demo needs no option."""
-    usual = (15010, 15014)
-    probes: list[socket.socket] = []
-    try:
-        for port in usual:
-            probe = socket.socket()
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probes.append(probe)
-            probe.bind(("127.0.0.1", port))
-        return usual
-    except OSError:
-        api, http = ports.free(2)
-        return api, http
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 class Demo:
@@ -186,63 +160,26 @@ class Demo:
         store = self._spec.store or str(self._fleet.directory / "store")
         screen.type(f"remora up --listen {self._server} --http {self._http} --store {store}")
         await self._fleet.start(CONTROL_PLANE, "up", "--listen", self._server, "--http", self._http, "--store", store)
-        await self._until_up(channel)
+        await opening.until_up(self._fleet, channel)
         screen.type(
             "remora run --service warehouse.shop --version v1 -- python -m apps.bookstore.warehouse  # and so on"
         )
         for number, (service, version, copy) in enumerate(INSTANCES):
-            await start_instance(self._fleet, service, version, copy, self._engine_of(number))
+            await start_instance(self._fleet, service, version, copy, opening.engine_of(self._spec.engine, number))
         registry = api_pb2_grpc.RegistryStub(channel)
         for service in dict.fromkeys(service for service, _, _ in INSTANCES):
             wanted = sum(1 for name, _, _ in INSTANCES if name == service)
-            await self._until_healthy(registry, service, wanted)
+            await opening.until_healthy(self._fleet, registry, service, wanted)
             screen.say(f"   {service}.{NAMESPACE}: {wanted} healthy ({monotonic() - start:.1f} s)")
         if self._server != "127.0.0.1:15010":
             screen.say(f"   from another terminal: export REMORA_SERVER={self._server}", "dim")
         screen.say("   look from another terminal: remora status; remora endpoints warehouse.shop", "dim")
 
-    def _engine_of(self, number: int) -> str:
-        if self._spec.engine != "mixed":
-            return self._spec.engine
-        return "envoy" if number % 2 else "remora"
-
-    async def _until_up(self, channel: grpc.aio.Channel) -> None:
-        mesh = api_pb2_grpc.MeshStub(channel)
-        end = monotonic() + START_TIMEOUT_S
-        while True:
-            self._check_all_alive()
-            try:
-                await mesh.Nodes(api_pb2.NodesRequest(), timeout=1)
-                return
-            except grpc.aio.AioRpcError as error:
-                if monotonic() > end:
-                    raise Failure(f"the control plane did not come up: {error.details()}", exits.NO) from None
-            await asyncio.sleep(POLL_S)
-
-    async def _until_healthy(self, registry: "api_pb2_grpc.RegistryAsyncStub", service: str, wanted: int) -> None:
-        end = monotonic() + START_TIMEOUT_S
-        request = api_pb2.ListInstancesRequest(service=service, namespace=NAMESPACE)
-        while True:
-            self._check_all_alive()
-            answer = await registry.ListInstances(request, timeout=5)
-            healthy = [item for item in answer.instances if item.health == service_pb2.HEALTHY]
-            if len(healthy) >= wanted:
-                return
-            if monotonic() > end:
-                text = f"{len(healthy)} of {wanted} instances of {service} are healthy after {START_TIMEOUT_S:g} s"
-                raise Failure(text, exits.NO)
-            await asyncio.sleep(POLL_S)
-
-    def _check_all_alive(self) -> None:
-        for member in self._fleet.ended():
-            tail = self._fleet.tail(member.name)
-            raise Failure(f"{member.name} ended with exit code {member.process.returncode}:\n{tail}", exits.NO)
-
     async def _start_shoppers(self) -> asyncio.subprocess.Process:
         words = ["--orders", f"orders.{NAMESPACE}:50051", "--rate", str(RATE), "--seed", str(SEED), "--every", "0.2s"]
         member = await self._fleet.start(
             SHOPPERS,
-            *("run", "--service", f"{SHOPPERS}.{NAMESPACE}", "--engine", self._engine_of(0), "--"),
+            *("run", "--service", f"{SHOPPERS}.{NAMESPACE}", "--engine", opening.engine_of(self._spec.engine, 0), "--"),
             *(sys.executable, "-m", "apps.bookstore.shoppers", *words),
             piped=True,
         )

@@ -42,7 +42,8 @@ class Screen:
         self._console = _Console(highlight=False)
         self._on_closed = on_closed
         self._is_live = self._console.is_terminal
-        self._view: Callable[[], View] = View
+        self._draw: Callable[[], RenderableType] = lambda: ""
+        self._lines: Callable[[], list[str]] = list
         self._live: Live | None = None
         self._plain_at = 0.0
         self._steps: list[list[Text]] = [[]]
@@ -59,9 +60,15 @@ class Screen:
 
     def show_live(self, view: Callable[[], View]) -> None:
         """From now on show the mesh as `view` says."""
-        self._view = view
-        if self._is_live:
-            self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=2, transient=True)
+        self.show(lambda: draw(view()), lambda: plain(view()))
+
+    def show(self, drawn: Callable[[], RenderableType], lines: Callable[[], list[str]]) -> None:
+        """From now on show this below the tour; `lines` where there is no terminal."""
+        self._draw, self._lines = drawn, lines
+        if self._is_live and self._live is None:
+            self._live = Live(
+                get_renderable=lambda: self._draw(), console=self._console, refresh_per_second=2, transient=True
+            )
             self._live.start()
 
     def leave(self) -> None:
@@ -104,11 +111,8 @@ class Screen:
         if self._is_live or monotonic() - self._plain_at < PLAIN_INTERVAL_S:
             return
         self._plain_at = monotonic()
-        for line in plain(self._view()):
+        for line in self._lines():
             self._print(line)
-
-    def _draw(self) -> RenderableType:
-        return draw(self._view())
 
     def take_picture(self) -> None:
         """Write the last steps and the table as they are now, if a picture is wanted (SVG)."""
@@ -120,7 +124,7 @@ class Screen:
             for part in _wrapped(line, PICTURE_COLUMNS):
                 canvas.print(part)
         canvas.print()
-        canvas.print(draw(self._view()))
+        canvas.print(self._draw())
         svg = canvas.export_svg(title="remora demo")
         # No fonts from elsewhere: a picture in a page loads nothing.
         self._picture.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL), encoding="utf-8")

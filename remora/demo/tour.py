@@ -5,7 +5,7 @@ Bounds on shares are four standard deviations of a fair draw, so that a correct 
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -261,25 +261,23 @@ class Tour:
         )
 
 
-async def start_instance(fleet: Fleet, service: str, version: str, number: int, engine: str = "remora") -> None:
-    """One instance of a bookstore service with its sidecar."""
+async def start_instance(
+    fleet: Fleet,
+    service: str,
+    version: str,
+    number: int,
+    engine: str = "remora",
+    *,
+    program: Sequence[str] = (),
+    options: Sequence[str] = (),
+) -> str:
+    """One instance of a bookstore service, or of another program, with its sidecar; its name. `options`: of `remora run`."""
     name = f"{service}-{version}-{number}"
+    command = program or (sys.executable, "-m", f"apps.bookstore.{service}")
     await fleet.start(
         name,
-        "run",
-        "--service",
-        f"{service}.{NAMESPACE}",
-        "--version",
-        version,
-        "--instance",
-        name,
-        "--ttl",
-        f"{LEASE_S:g}s",
-        "--engine",
-        engine,
-        "--",
-        sys.executable,
-        "-m",
-        f"apps.bookstore.{service}",
+        *("run", "--service", f"{service}.{NAMESPACE}", "--version", version, "--instance", name),
+        *("--ttl", f"{LEASE_S:g}s", "--engine", engine, *options, "--", *command),
         env={"VERSION": version, "INSTANCE": name},
     )
+    return name

@@ -1,5 +1,6 @@
 """What accounts keeps: the readers' wallets, the till, and every charge that moved money between them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -81,6 +82,15 @@ def prepare(tx: Connection) -> None:
     _METADATA.create_all(tx)
     if tx.scalar(_TILL) is None:
         tx.execute(_OPEN_TILL, {"name": TILL, "balance_cents": 0})
+
+
+def open_wallets(tx: Connection, readers: Iterable[str]) -> None:
+    """For readers who have none; else a wallet is opened by the first purchase."""
+    known = set(tx.scalars(select(WALLETS.c.reader)))
+    for reader in readers:
+        if reader not in known:
+            wallet = {"reader": reader, "opening_cents": OPENING_CENTS, "balance_cents": OPENING_CENTS}
+            tx.execute(_OPEN_WALLET, wallet)
 
 
 def charge(tx: Connection, order_id: str, reader: str, amount_cents: int, now_ms: int) -> int:

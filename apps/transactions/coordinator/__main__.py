@@ -80,7 +80,10 @@ async def _run(arguments: Arguments) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="coordinator", description="Sees transactions through.")
-    parser.add_argument("--listen", default="127.0.0.1:36790", help="address of the gRPC API; port 0 picks a free one")
+    usual = f"127.0.0.1:{os.environ.get('PORT') or 36790}"
+    parser.add_argument(
+        "--listen", default=usual, help="address of the gRPC API; port 0 picks a free one (default: %(default)s)"
+    )
     parser.add_argument("--log", default="sqlite:///transactions.db", help="SQLAlchemy URL of the log")
     parser.add_argument("--http", type=int, default=0, help="port of /metrics on 127.0.0.1; 0: none")
     parser.add_argument(
