@@ -53,11 +53,7 @@ class NodeStream:
             raise BadRequest(f'type "{url[:MAX_REASON]}" is not served; served: {", ".join(ORDER)}')
         subscription = self.subscriptions.get(url)
         if subscription is None:
-            subscription = self.subscriptions[url] = self._variant.first(request)
-            if self.snapshot is not None:
-                subscription.believe(self._wanted(subscription), self.snapshot.version)
-            if subscription.version_sent:
-                self._settle()
+            self._first(self._variant.first(request))
             return Answer.NONE
         if self._variant.is_old(subscription, request):
             return Answer.NONE
@@ -66,6 +62,16 @@ class NodeStream:
         self._forget_gone(subscription)
         self._settle()
         return answer
+
+    def _first(self, subscription: Subscription) -> None:
+        self.subscriptions[subscription.type_url] = subscription
+        if self.snapshot is not None:
+            subscription.believe(self._wanted(subscription), self.snapshot.version)
+        clusters = self.subscriptions.get(CLUSTER)
+        if subscription.type_url == ENDPOINTS and clusters is not None:
+            self._warm(clusters.under_way)
+        if subscription.version_sent:
+            self._settle()
 
     def _answered(self, subscription: Subscription, request: Request | DeltaRequest, now: float) -> Answer:
         if subscription.is_answered or request.nonce != subscription.nonce:
@@ -138,15 +144,23 @@ class NodeStream:
         """What to send now of a type that is sent in part; None if nothing."""
         wanted = self._wanted(subscription)
         if subscription.halves:
-            return Part({name for name in subscription.halves[0] if name in wanted})
+            half = subscription.halves[0]
+            puts = {name for name in half if name in wanted}
+            return Part(puts, gone=half - puts if subscription.removes else NO_NAMES)
         differ = wanted.since(subscription.sent)
         puts = {name for name in (*differ, *subscription.again) if name in wanted}
         gone: Set[str] = NO_NAMES
+        must_answer = subscription.is_due
         if subscription.removes:
             gone = subscription.again - puts
-            if not puts.issuperset(differ) and self._may_go(subscription.type_url):
-                gone = gone | (differ - puts)
-        return Part(puts, gone=gone) if puts or gone or subscription.is_due else None
+            if not puts.issuperset(differ):
+                if not subscription.nonce:
+                    # It came back and has what has gone meanwhile. It asks for all its types at once: with the answer to this response
+                    # it is known what may refer to that.
+                    must_answer = True
+                elif self._may_go(subscription.type_url):
+                    gone = gone | (differ - puts)
+        return Part(puts, gone=gone) if puts or gone or must_answer else None
 
     def _respond(self, subscription: Subscription, part: Part, now: float) -> Response:
         assert self.snapshot is not None
@@ -168,7 +182,7 @@ class NodeStream:
                 had = {name: data for name, data in sent.items() if name not in part.gone}
                 subscription.sent = {**had, **{name: wanted[name] for name in part.puts}}
         if url == CLUSTER:
-            self._warm(subscription.under_way)
+            self._warm(subscription.under_way - part.gone)
         self._nonces += 1
         subscription.nonce = str(self._nonces)
         subscription.is_answered = subscription.is_due = False
@@ -191,7 +205,8 @@ class NodeStream:
             return
         wanted = self._wanted(subscription)
         subscription.refused = frozenset(name for name in subscription.refused if name in wanted)
-        subscription.halves = tuple(half for half in subscription.halves if any(name in wanted for name in half))
+        if not subscription.removes:
+            subscription.halves = tuple(half for half in subscription.halves if any(name in wanted for name in half))
         if not subscription.refused and not subscription.halves and subscription.is_answered:
             subscription.version_nacked = subscription.nack_reason = ""
 

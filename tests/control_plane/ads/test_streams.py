@@ -1,4 +1,4 @@
-"""What one node is told, and when: the scenarios in streams.txt."""
+"""What one node is told, and when: the scenarios in streams.txt (state of the world) and deltas.txt."""
 
 from pathlib import Path
 from typing import Final
@@ -6,8 +6,8 @@ from typing import Final
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2
 
+from control_plane.ads import delta, sotw
 from control_plane.ads import request as requests
-from control_plane.ads import sotw
 from control_plane.ads.core import NodeStream
 from control_plane.ads.request import MAX_NAMES, MAX_REASON, BadRequest, Request
 from control_plane.translate.snapshot import CLUSTER, ENDPOINTS
@@ -16,11 +16,17 @@ from tests.control_plane.ads.script import NODE, Player, snapshot
 from tests.control_plane.scenario import Scenario
 
 STREAMS: Final = scenario.read_script(Path(__file__).with_name("streams.txt"))
+DELTAS: Final = scenario.read_script(Path(__file__).with_name("deltas.txt"))
 
 
 @pytest.mark.parametrize("case", STREAMS, ids=lambda case: case.title)
 def test_a_stream_goes_as_written(case: Scenario) -> None:
     case.play(lambda script: Player().play(script))
+
+
+@pytest.mark.parametrize("case", DELTAS, ids=lambda case: case.title)
+def test_a_delta_stream_goes_as_written(case: Scenario) -> None:
+    case.play(lambda script: Player(delta).play(script))
 
 
 def test_names_without_end_end_the_stream() -> None:
