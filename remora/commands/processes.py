@@ -123,9 +123,27 @@ def demo(
     for_: Annotated[str, typer.Option("--for", help="Load runs at least so long, and until the tour is over.")] = "30s",
     engine: Annotated[str, typer.Option(help="The data planes: remora, envoy or mixed.")] = "remora",
     store: Annotated[str | None, typer.Option(metavar="DIR|etcd://H:P,H:P", help="Default: a temporary one.")] = None,
+    transactions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(("saga", "tcc", "outbox", "xa", "naive", "all")),
+            help="Instead of the tour: purchases by this way.",
+        ),
+    ] = None,
+    chaos: Annotated[bool, typer.Option("--chaos", help="With --transactions: kill processes meanwhile.")] = False,
+    seed: Annotated[int, typer.Option(help="With --transactions: decides who buys what and who is killed.")] = 7,
+    small: Annotated[bool, typer.Option("--small", help="With --transactions: fewer instances.")] = False,
     picture: Annotated[Path | None, typer.Option(hidden=True, help="Write docs/demo.svg, or another SVG.")] = None,
 ) -> None:
     """A bookstore in a live mesh, and a tour that shows what the mesh does. Exit code 0 if all was as expected."""
+    if transactions is not None:
+        from remora.demo.transactions import TransactionsSpec, run_transactions, ways_of
+
+        ways = ways_of(transactions)
+        asked = TransactionsSpec(ways, seconds(for_, "--for"), chaos, engine, store, small, seed)
+        raise typer.Exit(run_transactions(asked))
+    if chaos or small:
+        raise UsageError("--chaos and --small go with --transactions only; say which way, or all")
     from remora.demo.run import DemoSpec, run_demo
 
     raise typer.Exit(run_demo(DemoSpec(seconds(for_, "--for"), engine, store, picture)))
