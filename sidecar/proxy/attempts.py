@@ -10,6 +10,7 @@ from sidecar.http2.frames import ErrorCode
 from sidecar.policy import retry as policy
 from sidecar.policy.retry import NEVER, Backoff, Cause, Rules
 from sidecar.proxy.config import RetryPolicy
+from sidecar.proxy.outlier import TOO_LATE, UNREACHABLE
 from sidecar.proxy.route import header_holds
 from sidecar.proxy.status import Status
 from sidecar.proxy.timers import Timed
@@ -188,6 +189,8 @@ def of(call: "Call", retry: Retry) -> Attempts:
 
 def failed(call: "Call", cause: Cause, status: Status, text: str, flag: str) -> None:
     """A try got no answer: there is another, or the call ends with this status, text and flag."""
+    if call.endpoint is not None and call.endpoint.record is not None:
+        call.endpoint.observe_failure(TOO_LATE if cause is Cause.TIMEOUT else UNREACHABLE)
     retry = call.plan.decision.retry
     if retry is not None and not call.is_responded and cause in retry.rules.causes and has_whole_request(call):
         attempts = of(call, retry)

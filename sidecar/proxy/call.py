@@ -8,6 +8,7 @@ from sidecar.http2.frames import ErrorCode
 from sidecar.policy.balance import ANY, Wish
 from sidecar.proxy import status as grpc_status
 from sidecar.proxy.decision import Plan
+from sidecar.proxy.outlier import TOO_LATE
 from sidecar.proxy.status import Status
 from sidecar.proxy.timers import Timed
 
@@ -193,6 +194,8 @@ class Call(Timed):
         # Before the data: some of it may leave after having waited, and `on_sent` tells the stream's call.
         stream.call = self
         self.up_stream = stream
+        if self.endpoint is not None and self.endpoint.record is not None:
+            self.endpoint.record.on_reached()
         if body:
             credit, self.uncredited = self.uncredited, 0
             last = len(body) - 1
@@ -233,6 +236,13 @@ class Call(Timed):
                 limit = f"the caller's deadline of {plan.timeout_s:g} s"
             else:
                 limit = f"the route's time-out of {plan.response_timeout_s:g} s"
+            if (
+                self.up is not None
+                and not self.is_responded
+                and self.endpoint is not None
+                and self.endpoint.record is not None
+            ):
+                self.endpoint.observe_failure(TOO_LATE)
             text = f'no answer from "{cluster}" within {limit} (after {spent:.3f} s, flag UT)'
             self.answer(Status.DEADLINE_EXCEEDED, text, "UT")
 

@@ -20,6 +20,7 @@ from sidecar.proxy import attempts
 from sidecar.proxy.care import ConnectionCare, Stalled
 from sidecar.proxy.config import ClusterConfig, Codec, EndpointConfig, Limits, LoadAssignment, Thresholds
 from sidecar.proxy.connect import ConnectError, connect, connect_http1, settled
+from sidecar.proxy.outlier import Outliers
 from sidecar.proxy.status import Status
 from sidecar.proxy.tls import security
 from sidecar.proxy.upstream import Upstream
@@ -58,6 +59,8 @@ class Endpoint:
         self.latency = Latency(balancing.first_latency_s, balancing.decay_s, now)
         self.active = 0
         """Calls that run or wait here."""
+        self.record = cluster.outliers.watch(self) if cluster.outliers is not None else None
+        """What outlier detection knows of it; None if there is none."""
         self.stats = cluster.stats_of(config.version, security(cluster.config, config))
         self.ready: Upstream | None = None
         """The connection that takes the next call."""
@@ -78,10 +81,29 @@ class Endpoint:
             self.since = now
         self.config = config
         self.weight = config.weight
-        self.health = config.health
+        self.judge()
         self.labels = dict(config.labels)
         self.hash_name = _hash_name(config, hashes_hostname=self.cluster.config.balancing.hashes_hostname)
         self.stats = self.cluster.stats_of(config.version, security(self.cluster.config, config))
+
+    def observe(self, http_status: int, grpc_status: int) -> None:
+        """It answered a call: its record is there."""
+        outliers = self.cluster.outliers
+        if outliers is not None and self.record is not None:
+            outliers.answered(self.record, http_status, grpc_status)
+
+    def observe_failure(self, code: int) -> None:
+        """It did not answer a call; `code` is the HTTP status that this counts as."""
+        outliers = self.cluster.outliers
+        if outliers is not None and self.record is not None:
+            outliers.failed(self.record, code)
+
+    def judge(self) -> None:
+        """Put together how it is: what the configuration says, unless it was found to be worse."""
+        health = self.config.health
+        if health is not Health.LEAVING and self.record is not None and self.record.is_ejected:
+            health = Health.UNHEALTHY
+        self.health = health
 
     def take(self, call: "Call") -> None:
         """Send the call on a connection with room, or let it wait for one."""
@@ -270,6 +292,7 @@ class Cluster:
         """True if what a call asks for decides where it goes."""
         self.times_answers = config.balancing.policy is Balance.PEAK_EWMA
         """True if endpoints are chosen by how slow they are."""
+        self.outliers = Outliers(self, config.outlier_detection) if config.outlier_detection is not None else None
         self._assignment = Assignment()
         self._home: Home | None = None
         self._balancer: Balancer[Endpoint] = Nobody()
@@ -315,6 +338,8 @@ class Cluster:
                 endpoint.update(config, now)
             fresh[key] = endpoint
         for gone in self.endpoints.values():
+            if self.outliers is not None:
+                self.outliers.forget(gone)
             gone.retire()
         self.endpoints = fresh
         self._assignment = assigned.policy
@@ -334,6 +359,12 @@ class Cluster:
             self._balancer = self._over(levels, monotonic())
         else:
             self._balancer = Subsets(levels, subsetting, self._over)
+
+    def rebalance_by_health(self) -> None:
+        """The same, after some were found to be failing, or to be well again."""
+        for endpoint in self.endpoints.values():
+            endpoint.judge()
+        self.rebalance()
 
     def home(self, locality: Locality) -> Home:
         """Where its endpoints are, to one of them that runs at `locality`."""
@@ -405,6 +436,8 @@ class Cluster:
     def close(self) -> None:
         """The configuration names this cluster no more."""
         self.care.stop()
+        if self.outliers is not None:
+            self.outliers.stop()
         for endpoint in self.endpoints.values():
             endpoint.retire()
 

@@ -9,6 +9,7 @@ from enum import Enum
 
 from sidecar.http2.connection import Settings
 from sidecar.policy.balancing import Assignment, Balancing, Labels
+from sidecar.policy.outlier import OutlierDetection
 from sidecar.policy.spread import Health
 from sidecar.policy.zones import Locality
 
@@ -223,6 +224,8 @@ class ClusterConfig:
     thresholds: Thresholds = Thresholds()
     high_thresholds: Thresholds = Thresholds()
     """For calls on routes of priority HIGH."""
+    outlier_detection: OutlierDetection | None = None
+    """When an endpoint is taken out of balancing for what it answers; None is never."""
     codec: Codec = Codec.HTTP2
     http2: Settings = field(default_factory=Settings)
     tls: TlsConfig | None = None

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from time import monotonic
 from typing import Final
 
+from sidecar.proxy import state
 from sidecar.proxy.chain import Chain
 from sidecar.proxy.cluster import Cluster
 from sidecar.proxy.config import (
@@ -41,6 +42,7 @@ class Proxy:
         self.worker = worker
         self.limits = limits or Limits()
         worker.stats.running = self._running
+        worker.stats.clusters = lambda: state.of_clusters(list(self.clusters.values()))
         self.configuration = Configuration()
         self.listeners: dict[str, Listener] = {}
         self.clusters: dict[str, Cluster] = {}

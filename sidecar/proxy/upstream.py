@@ -16,6 +16,7 @@ from sidecar.http2.headers import HeaderError, TooLarge
 from sidecar.policy.retry import Cause
 from sidecar.proxy import attempts
 from sidecar.proxy import status as grpc_status
+from sidecar.proxy.outlier import UNREACHABLE
 from sidecar.proxy.status import NOT_GRPC, Status
 from sidecar.proxy.worker import Peer, Worker
 
@@ -27,6 +28,7 @@ MAX_MEMO: Final = 2048
 """Response blocks that are remembered per connection; then all are forgotten."""
 
 
+HTTP_OK: Final = 200
 NARROW_WINDOW: Final = 16 * 1024
 """Bytes that a stream may still send once so many wait for one client that a quarter of its bound is reached."""
 
@@ -75,6 +77,16 @@ class Block:
 def _status_without(call: "Call") -> int:
     """What a response without grpc-status counts as."""
     return grpc_status.of_http(call.http_status) if call.plan.decision.is_grpc else NOT_GRPC
+
+
+def _is_usual(call: "Call") -> bool:
+    """True for a response of gRPC whose status comes at its end."""
+    return call.plan.decision.is_grpc and call.http_status == HTTP_OK
+
+
+def _waits_for_status(call: "Call", block: Block) -> bool:
+    """True for the head of such a response."""
+    return call.plan.decision.is_grpc and block.http_status == HTTP_OK and block.status < 0
 
 
 class Upstream(Handler, Peer):
@@ -205,7 +217,12 @@ class Upstream(Handler, Peer):
             if not ended or known.http_status:
                 self._reject(stream, call, "headers in the middle of a response")
                 return
+            if call.endpoint is not None and call.endpoint.record is not None and _is_usual(call):
+                call.endpoint.observe(call.http_status, known.status)
         elif known.http_status >= 200:
+            endpoint = call.endpoint
+            if endpoint is not None and endpoint.record is not None and (ended or not _waits_for_status(call, known)):
+                endpoint.observe(known.http_status, known.status)
             retry = call.plan.decision.retry
             if retry is not None and retry.reads_answers and attempts.answered(call, retry, known):
                 return
@@ -268,6 +285,8 @@ class Upstream(Handler, Peer):
         if not down.is_dirty:
             self.worker.mark(down)
         if ended:
+            if call.endpoint is not None and call.endpoint.record is not None and _is_usual(call):
+                call.endpoint.observe(call.http_status, Status.UNKNOWN)
             call.finish(_status_without(call), "")
 
     def _reject(self, stream: Stream, call: "Call", why: str) -> None:
@@ -305,6 +324,8 @@ class Upstream(Handler, Peer):
             self._refuse(call)
         elif call.is_responded:
             # Within an answer these two would tell the client that nothing happened, or that all is well.
+            if call.endpoint is not None and call.endpoint.record is not None:
+                call.endpoint.observe_failure(UNREACHABLE)
             is_lie = code in (ErrorCode.NO_ERROR, ErrorCode.REFUSED_STREAM)
             call.down.conn.reset(call.down_stream, ErrorCode.INTERNAL_ERROR if is_lie else code)
             call.down.mark()

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from sidecar.telemetry.clusters import as_json, as_text
 from sidecar.telemetry.metrics import StatsCollector
 from sidecar.telemetry.stats import Stats
 
@@ -26,7 +27,7 @@ class AdminError(Exception):
 
 
 class Admin:
-    """Serves /ready, /metrics, /stats/prometheus, /config_dump, /snapshot, and POST /drain_listeners.
+    """Serves /ready, /metrics, /stats/prometheus, /clusters, /config_dump, /snapshot, and POST /drain_listeners.
 
     `drain_inbound` is called in the admin thread; it returns when the inbound calls are over: True if all finished.
     """
@@ -38,6 +39,7 @@ class Admin:
         configuration: Callable[[], Any],
         drain_inbound: Callable[[], bool],
     ) -> None:
+        self._stats = stats
         self._registry = CollectorRegistry()
         self._registry.register(StatsCollector(stats))
         ProcessCollector(registry=self._registry)
@@ -61,7 +63,8 @@ class Admin:
             timeout = READ_TIMEOUT_S
 
             def do_GET(self) -> None:
-                self._reply(*admin.answer(self.path.partition("?")[0], self.headers.get("accept", "")))
+                path, _, query = self.path.partition("?")
+                self._reply(*admin.answer(path, self.headers.get("accept", ""), query))
 
             def do_POST(self) -> None:
                 self._reply(*admin.command(self.path))
@@ -84,13 +87,18 @@ class Admin:
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, name="admin", daemon=True).start()
 
-    def answer(self, path: str, accept: str) -> tuple[int, str, bytes]:
+    def answer(self, path: str, accept: str, query: str = "") -> tuple[int, str, bytes]:
         """Status, content type and body for a path."""
         if path == "/ready":
             return (200, "text/plain", b"LIVE\n") if self._is_ready() else (503, "text/plain", b"PRE_INITIALIZING\n")
         if path in ("/metrics", "/stats/prometheus"):
             encoder, content_type = choose_encoder(accept)
             return 200, content_type, encoder(self._registry)
+        if path == "/clusters":
+            states = self._stats.clusters()
+            if query == "format=json":
+                return 200, "application/json", as_json(states).encode()
+            return 200, "text/plain", as_text(states).encode()
         if path == "/config_dump":
             text = json.dumps(asdict(self._configuration()), indent=2, default=_plain)
             return 200, "application/json", text.encode()
@@ -98,7 +106,7 @@ class Admin:
             if self._snapshot is None:
                 return 404, "text/plain", b"no configuration is kept on disk: --snapshot says where\n"
             return 200, "application/json", json.dumps(self._snapshot(), indent=2).encode()
-        return 404, "text/plain", b"known paths: /ready /metrics /stats/prometheus /config_dump /snapshot\n"
+        return 404, "text/plain", b"known paths: /ready /metrics /stats/prometheus /clusters /config_dump /snapshot\n"
 
     def command(self, path: str) -> tuple[int, str, bytes]:
         """Do what a POST asks for."""

@@ -3,11 +3,12 @@
 Label values are bounded by configuration: services, versions and policies that the control plane named, gRPC statuses, Envoy's flags.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from sidecar.telemetry.clusters import RESOURCES, ClusterState
 from sidecar.telemetry.stats import BUCKETS_S, CallStats, Stats
 
 STATUS_NAMES = [
@@ -74,6 +75,7 @@ class StatsCollector(Collector):
         for (service, reason), count in list(stats.retries.items()):
             retries.add_metric([service, reason], count)
         yield retries
+        yield from _of_clusters(stats.clusters())
         yield CounterMetricFamily(
             "remora_protocol_errors", "Peers and requests that broke HTTP/2.", value=stats.protocol_errors
         )
@@ -125,6 +127,37 @@ class StatsCollector(Collector):
             "1 while the control plane can be reached.",
             value=stats.control_plane_connected,
         )
+
+
+def _of_clusters(clusters: Iterable[ClusterState]) -> Iterator[Metric]:
+    """Who is ejected, and how much more each cluster takes, where it is asked to say."""
+    ejected = GaugeMetricFamily(
+        "remora_outliers_ejected", "Endpoints that outlier detection keeps from calls.", labels=["service"]
+    )
+    found = CounterMetricFamily(
+        "remora_outliers_detected",
+        "Outliers that were detected, and ejected (mode Enforce) or not (Shadow).",
+        labels=["service", "detector", "mode"],
+    )
+    overflows = CounterMetricFamily(
+        "remora_outliers_kept", "Outliers that were not ejected because too many are already.", labels=["service"]
+    )
+    remaining = GaugeMetricFamily(
+        "remora_limit_remaining",
+        "How much more a cluster takes of what is limited, where track_remaining is set.",
+        labels=["service", "priority", "limit"],
+    )
+    for cluster in clusters:
+        if cluster.detections or cluster.ejected:
+            ejected.add_metric([cluster.service], cluster.ejected)
+            overflows.add_metric([cluster.service], cluster.overflows)
+        for detector, is_enforced, count in cluster.detections:
+            found.add_metric([cluster.service, detector, "Enforce" if is_enforced else "Shadow"], count)
+        for limit in cluster.limits:
+            for name, most, used in zip(RESOURCES, limit.limits, limit.used, strict=True):
+                if limit.tracks_remaining:
+                    remaining.add_metric([cluster.service, limit.priority, name], max(0, most - used))
+    yield from (ejected, found, overflows, remaining)
 
 
 def _by_status(calls: CallStats) -> Iterator[tuple[int, str, int]]:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from sidecar.telemetry.clusters import ClusterState
+
 BUCKETS_S: Final = (
     0.0005,
     0.001,
@@ -65,6 +67,10 @@ def _nothing_runs() -> tuple[int, int]:
     return 0, 0
 
 
+def _no_clusters() -> list[ClusterState]:
+    return []
+
+
 @dataclass(slots=True)
 class Stats:
     """All counters of a process."""
@@ -81,6 +87,8 @@ class Stats:
     """Opaque connections by (service, Envoy response flag)."""
     exceeded: dict[str, int] = field(default_factory=dict)
     """By the name of the limit that a peer ran into."""
+    clusters: Callable[[], list[ClusterState]] = _no_clusters
+    """Asked at scrape time: what the clusters are like."""
     running: Callable[[], tuple[int, int]] = _nothing_runs
     """Asked at scrape time: connections of clients that are open, and calls that run."""
     connections_refused: int = 0

@@ -1,12 +1,36 @@
 """What Envoy says about overloaded and failing endpoints to the proxy's configuration."""
 
-from typing import Any
+from typing import Any, Final
 
 from envoy.config.core.v3 import base_pb2
 
+from sidecar.policy.outlier import OutlierDetection
 from sidecar.proxy.config import Budget, Thresholds
 from sidecar.xds.supported import ConfigError
-from sidecar.xds.values import number_or
+from sidecar.xds.values import number_or, seconds_or
+
+PERCENTAGES: Final = (
+    "max_ejection_percent",
+    "enforcing_consecutive_5xx",
+    "enforcing_consecutive_gateway_failure",
+    "enforcing_success_rate",
+    "enforcing_failure_percentage",
+    "enforcing_consecutive_local_origin_failure",
+    "enforcing_local_origin_success_rate",
+    "enforcing_failure_percentage_local_origin",
+    "failure_percentage_threshold",
+)
+COUNTS: Final = (
+    "consecutive_5xx",
+    "consecutive_gateway_failure",
+    "consecutive_local_origin_failure",
+    "success_rate_minimum_hosts",
+    "success_rate_request_volume",
+    "success_rate_stdev_factor",
+    "failure_percentage_minimum_hosts",
+    "failure_percentage_request_volume",
+)
+"""Fields of OutlierDetection that have the same name here."""
 
 
 def thresholds(message: Any, path: str) -> tuple[int, dict[int, Thresholds]]:
@@ -21,6 +45,33 @@ def thresholds(message: Any, path: str) -> tuple[int, dict[int, Thresholds]]:
             connections = number_or(item, "max_connections", connections)
     unset = Thresholds()
     return connections, {priority: found.get(priority, unset) for priority in (base_pb2.DEFAULT, base_pb2.HIGH)}
+
+
+def outlier_detection(message: Any, path: str) -> OutlierDetection:
+    """cluster.v3.OutlierDetection."""
+    base = OutlierDetection()
+    base_s = seconds_or(message, "base_ejection_time", base.base_ejection_s)
+    interval_s = seconds_or(message, "interval", base.interval_s)
+    if interval_s <= 0:
+        raise ConfigError(f"{path}.interval", f"{interval_s:g} s: above 0 is needed (RMR0140)")
+    if base_s <= 0:
+        raise ConfigError(f"{path}.base_ejection_time", f"{base_s:g} s: above 0 is needed (RMR0140)")
+    for name in PERCENTAGES:
+        if number_or(message, name, 0) > 100:
+            raise ConfigError(f"{path}.{name}", f"{getattr(message, name).value}: at most 100 is possible (RMR0140)")
+    return OutlierDetection(
+        interval_s=interval_s,
+        base_ejection_s=base_s,
+        max_ejection_s=seconds_or(message, "max_ejection_time", max(base.max_ejection_s, base_s)),
+        max_ejection_jitter_s=seconds_or(message, "max_ejection_time_jitter", base.max_ejection_jitter_s),
+        max_ejection_percent=number_or(message, "max_ejection_percent", base.max_ejection_percent),
+        always_ejects_one=bool(message.always_eject_one_host.value),
+        splits_local_origin=message.split_external_local_origin_errors,
+        uneject_on_check=message.successful_active_health_check_uneject_host.value
+        if message.HasField("successful_active_health_check_uneject_host")
+        else base.uneject_on_check,
+        **{name: number_or(message, name, getattr(base, name)) for name in (*PERCENTAGES[1:], *COUNTS)},
+    )
 
 
 def _thresholds(message: Any, path: str) -> Thresholds:

@@ -417,6 +417,9 @@ def cluster(message: Any) -> ClusterConfig:
         max_connections=max_connections,
         thresholds=thresholds[base_pb2.DEFAULT],
         high_thresholds=thresholds[base_pb2.HIGH],
+        outlier_detection=breakers.outlier_detection(message.outlier_detection, f"{path}.outlier_detection")
+        if message.HasField("outlier_detection")
+        else None,
         codec=codec,
         http2=http2,
         tls=tls.upstream(message.transport_socket, f"{path}.transport_socket")

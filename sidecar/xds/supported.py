@@ -190,13 +190,22 @@ FIELDS: Final[dict[str, str]] = {
     _ROUTE + "RetryPolicy.ResetHeader": "name format",
     _ROUTE + "RetryPolicy.RetryHostPredicate": "name typed_config",
     "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate": "",
-    _CLUSTER + "Cluster": "name type connect_timeout lb_policy load_assignment eds_cluster_config circuit_breakers "
+    _CLUSTER
+    + "Cluster": "outlier_detection name type connect_timeout lb_policy load_assignment eds_cluster_config circuit_breakers "
     "typed_extension_protocol_options common_lb_config transport_socket transport_socket_matches per_connection_buffer_limit_bytes "
     "round_robin_lb_config least_request_lb_config ring_hash_lb_config maglev_lb_config lb_subset_config "
     "load_balancing_policy",
     _CLUSTER + "Cluster.TransportSocketMatch": "name match transport_socket",
     _CLUSTER + "Cluster.EdsClusterConfig": "eds_config service_name",
     _CLUSTER + "CircuitBreakers": "thresholds",
+    _CLUSTER + "OutlierDetection": "consecutive_5xx interval base_ejection_time max_ejection_percent "
+    "enforcing_consecutive_5xx enforcing_success_rate success_rate_minimum_hosts success_rate_request_volume "
+    "success_rate_stdev_factor consecutive_gateway_failure enforcing_consecutive_gateway_failure "
+    "split_external_local_origin_errors consecutive_local_origin_failure "
+    "enforcing_consecutive_local_origin_failure enforcing_local_origin_success_rate failure_percentage_threshold "
+    "enforcing_failure_percentage enforcing_failure_percentage_local_origin failure_percentage_minimum_hosts "
+    "failure_percentage_request_volume max_ejection_time max_ejection_time_jitter "
+    "successful_active_health_check_uneject_host always_eject_one_host",
     _CLUSTER + "CircuitBreakers.Thresholds": "priority max_connections max_pending_requests max_requests max_retries "
     "retry_budget track_remaining",
     _CLUSTER + "CircuitBreakers.Thresholds.RetryBudget": "budget_percent min_retry_concurrency",

@@ -24,6 +24,7 @@ _CASE_KEYS: Final = frozenset(
         "spread",
         "patience",
         "is_warm",
+        "is_loose",
     )
 )
 
@@ -56,6 +57,8 @@ class Case:
     """Share of the calls by backend; compared by chi-square."""
     is_warm: bool = False
     """A call goes before, which is not looked at: the engine has a connection to its upstream then."""
+    is_loose: bool = False
+    """What backends saw is not compared: how many calls it takes is chance."""
     patience: float = 3.0
     """Seconds to wait for streams to end; shorter where none is expected."""
 
@@ -134,6 +137,7 @@ def _case(file: str, item: Any) -> Case:
         spread=tuple(item.get("spread", {}).items()),
         patience=item.get("patience", 3.0),
         is_warm=item["is_warm"],
+        is_loose=item.get("is_loose", False),
     )
 
 

@@ -3,6 +3,7 @@
 Steps: `call: {…}` (open, send all, wait for the end), `start: {…}` (the same without waiting), `calls: {times: n, at_once: 100, of: {…}}`,
 `each: {times: n, of: {…}}` (one after the other, with its number in the place of `$n`; the line says who answered each, by the first letter),
 `message: {stream: n, grpc: text, end: true}`, `cancel: n`, `ended: n`, `headers: n` (wait for them), `arrived: {backend: n}`, `settled: {backend: n}`, `lost: {backend: n}` (so many of its connections are closed), `release: backend`, `send: [frames]`,
+`until: {backend: NAME, requests: n, of: {…}}` (call until it has seen so many), `health: {cluster: NAME, backend: FLAGS}` (wait until /clusters of the port `admin` says so, and write down what it says),
 `ping`, `closed`, `goaway` (wait for them), `mute` (answer no PING from now on), `connect` (go on with a new connection), `tunnel: HOST:PORT` (the same through CONNECT), `text: …` (bytes on a new connection that are no HTTP/2).
 
 A call is `{path, authority, method, scheme, fields: […], headers: […] (all of them), grpc: text, data: …, end: false, trailers: […], plain: true}`.
@@ -16,6 +17,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
+from urllib.request import urlopen
 
 from tests.differential import script, wire
 from tests.differential.backend import Backend
@@ -87,7 +89,8 @@ def _numbered(tree: Any, number: int) -> Any:
 class Client:
     """Runs the script of a case against one engine."""
 
-    def __init__(self, case: Case, port: int, backends: dict[str, Backend]) -> None:
+    def __init__(self, case: Case, port: int, backends: dict[str, Backend], admin_port: int = 0) -> None:
+        self._admin_port = admin_port
         self._case = case
         self._port = port
         self._backends = backends
@@ -178,6 +181,10 @@ class Client:
                 await self._lost(value)
             case "settled":
                 await self._settled(value)
+            case "until":
+                await self._until(conn, value)
+            case "health":
+                await self._health(value)
             case "release":
                 self._backends[value].release()
             case "send":
@@ -263,6 +270,36 @@ class Client:
         conn.send(wire.frame("PING", payload=PING))
         await conn.until(lambda: PING in conn.pongs or conn.is_closed, PING_TIMEOUT_S)
 
+    async def _until(self, conn: Wire, value: dict[str, Any]) -> None:
+        """Call until a backend has seen so many requests; the calls are not looked at."""
+        backend = self._backends[value["backend"]]
+        end = asyncio.get_running_loop().time() + self._case.patience
+        while len(backend.requests) < value["requests"] and asyncio.get_running_loop().time() < end:
+            seen = self._start(conn, value["of"])
+            await self._wait(conn, lambda seen=seen: seen.is_over)
+            del conn.streams[seen.id]
+        self._texts.append(f"{backend.name} saw {len(backend.requests)} requests")
+
+    async def _health(self, wanted: dict[str, str]) -> None:
+        """Wait until the admin endpoint says this of a cluster's endpoints, and write down what it says then."""
+        cluster = wanted["cluster"]
+        end = asyncio.get_running_loop().time() + self._case.patience
+        while True:
+            found = await self._flags(cluster)
+            if all(found.get(name) == flags for name, flags in wanted.items() if name != "cluster"):
+                break
+            if asyncio.get_running_loop().time() > end:
+                break
+            await asyncio.sleep(0.02)
+        self._texts.append(f"{cluster}: " + ", ".join(f"{name} {flags}" for name, flags in sorted(found.items())))
+
+    async def _flags(self, cluster: str) -> dict[str, str]:
+        """Health flags by backend, as /clusters has them."""
+        text = await asyncio.to_thread(_fetch, f"http://127.0.0.1:{self._admin_port}/clusters")
+        names = {backend.port: name for name, backend in self._backends.items()}
+        found = re.findall(rf"^{re.escape(cluster)}::[^:]+:(\d+)::health_flags::(\S+)", text, re.MULTILINE)
+        return {names.get(int(port), "dead"): flags.strip("/") for port, flags in found}
+
     async def _tunnel(self, target: str) -> None:
         loop = asyncio.get_running_loop()
         sock = await self._socket()
@@ -344,6 +381,11 @@ class Client:
             },
         }
         return outcome
+
+
+def _fetch(address: str) -> str:
+    with urlopen(address, timeout=CLOSE_TIMEOUT_S) as answer:
+        return str(answer.read().decode())
 
 
 def _short(data: bytes) -> object:

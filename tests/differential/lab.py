@@ -82,7 +82,7 @@ class Rig:
 
     async def run(self, case: Case) -> Outcome:
         """One case on this engine."""
-        outcome = await Client(case, self.ports[case.listener], self.backends).run()
+        outcome = await Client(case, self.ports[case.listener], self.backends, self.ports.get("admin", 0)).run()
         assert self.engine is not None
         assert self.engine.is_running, f"{self.name} died of {case.id}:\n{self.engine.log.read_text()[-4000:]}"
         return outcome

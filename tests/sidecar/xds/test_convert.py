@@ -9,6 +9,7 @@ import pytest
 from sidecar.http2.connection import Settings
 from sidecar.policy.balance import SlowStart
 from sidecar.policy.balancing import Balance, Balancing
+from sidecar.policy.outlier import OutlierDetection
 from sidecar.policy.spread import Health
 from sidecar.proxy.config import (
     Algorithm,
@@ -163,6 +164,16 @@ REFUSED: Final[dict[str, tuple[str, Any, str]]] = {
         f"{CLUSTER}[0].circuit_breakers.thresholds[0].priority",
         "HIGH",
         "cluster[stock].circuit_breakers.thresholds[0].max_connections: priorities share connections",
+    ),
+    "ejection that never ends its first interval": (
+        f"{CLUSTER}[0].outlier_detection.interval",
+        "0s",
+        "cluster[stock].outlier_detection.interval: 0 s: above 0 is needed",
+    ),
+    "more than all endpoints": (
+        f"{CLUSTER}[0].outlier_detection.max_ejection_percent",
+        101,
+        "cluster[stock].outlier_detection.max_ejection_percent: 101: at most 100 is possible",
     ),
     "an upstream that speaks whatever it likes": (
         f"{CLUSTER}[0].{OPTIONS}.explicit_http_config",
@@ -364,6 +375,32 @@ def test_clusters(tmp_path: Path) -> None:
         max_connections=5,
         thresholds=Thresholds(6, 7, 8, Budget(25.0, 4), tracks_remaining=True),
         high_thresholds=Thresholds(max_requests=9),
+        outlier_detection=OutlierDetection(
+            consecutive_5xx=11,
+            consecutive_gateway_failure=12,
+            consecutive_local_origin_failure=13,
+            interval_s=14.0,
+            base_ejection_s=15.0,
+            max_ejection_s=16.0,
+            max_ejection_jitter_s=17.0,
+            max_ejection_percent=18,
+            always_ejects_one=True,
+            enforcing_consecutive_5xx=19,
+            enforcing_consecutive_gateway_failure=20,
+            enforcing_consecutive_local_origin_failure=21,
+            enforcing_success_rate=22,
+            enforcing_local_origin_success_rate=23,
+            enforcing_failure_percentage=24,
+            enforcing_failure_percentage_local_origin=25,
+            success_rate_minimum_hosts=26,
+            success_rate_request_volume=27,
+            success_rate_stdev_factor=28,
+            failure_percentage_threshold=29,
+            failure_percentage_minimum_hosts=30,
+            failure_percentage_request_volume=31,
+            splits_local_origin=True,
+            uneject_on_check=False,
+        ),
         http2=Settings(initial_stream_window=70_000, largest_stream_window=0),
         life=ConnectionLife(idle_timeout_s=45.0),
         buffer_limit=65_537,
