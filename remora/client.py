@@ -8,9 +8,9 @@ from typing import Any, Final, TypeVar
 
 import grpc
 
-from proto.mesh.v1 import api_pb2_grpc
-from remora import exits
-from remora.addresses import servers
+from proto.mesh.v1 import api_pb2_grpc, identity_pb2_grpc
+from remora import exits, local_secret
+from remora.addresses import host_port, servers
 from remora.commands.failure import Failure
 
 T = TypeVar("T")
@@ -26,6 +26,7 @@ _EXITS: Final = {
 # How gRPC's core words what it found out by itself; everything else is the control plane's own words.
 _NOBODY_THERE: Final = ("failed to connect", "errors resolving", "DNS resolution failed")
 _BROKEN_OFF: Final = ("Socket closed", "recvmsg:", "sendmsg:", "Stream removed", "GOAWAY received", "connection reset")
+_OPERATOR: Final = "remora-operator"
 _NO_ANSWER: Final = "Deadline Exceeded"
 
 
@@ -59,15 +60,18 @@ class ControlPlane:
         """HOST:PORT[,HOST:PORT…]: the first that can be reached is asked. Raises UsageError."""
         self._server = server
         addresses = [f"{host}:{port}" for host, port in servers(server, "--server")]
-        self._channel = _channel(addresses[0])
+        self._address = addresses[0]
+        self._channel = _channel(self._address)
         for address in addresses[1:]:
             if _is_reached(self._channel):
                 break
             self._channel.close()
+            self._address = address
             self._channel = _channel(address)
         self.resources = api_pb2_grpc.ResourcesStub(self._channel)
         self.registry = api_pb2_grpc.RegistryStub(self._channel)
         self.mesh = api_pb2_grpc.MeshStub(self._channel)
+        self.identity = identity_pb2_grpc.IdentityStub(self._channel)
 
     def __enter__(self) -> "ControlPlane":
         return self
@@ -77,10 +81,13 @@ class ControlPlane:
     ) -> None:
         self._channel.close()
 
-    def call(self, method: Callable[..., T], request: Any, timeout_s: float = CALL_TIMEOUT_S) -> T:
-        """Call and wait. Raises Failure."""
+    def call(
+        self, method: Callable[..., T], request: Any, timeout_s: float = CALL_TIMEOUT_S, *, as_operator: bool = False
+    ) -> T:
+        """Call and wait; `as_operator` shows that it is us who run the control plane. Raises Failure."""
+        secret = local_secret.find(*host_port(self._address, "--server")) if as_operator else ""
         try:
-            return method(request, timeout=timeout_s)
+            return method(request, timeout=timeout_s, metadata=((_OPERATOR, secret),) if secret else None)
         except grpc.RpcError as error:
             raise self._failure(error, timeout_s) from None
 

@@ -7,6 +7,8 @@ from typing import Final
 _OURS: Final = {"GRPC_VERBOSITY": "NONE"}
 """gRPC's core tells of every fork, and of every port that is taken, on standard error; what matters of it we say ourselves."""
 _set: list[str] = []
+JOIN_TOKEN: Final = "REMORA_JOIN_TOKEN"
+OPERATOR_SECRET: Final = "REMORA_OPERATOR_SECRET"
 
 
 def state_directory() -> Path:
@@ -23,5 +25,5 @@ def prepare() -> None:
 
 
 def inherited() -> dict[str, str]:
-    """What a program that we start is to get."""
-    return {name: value for name, value in os.environ.items() if name not in _set}
+    """What a program that we start is to get: not what we set, and not what proves to the control plane who we are."""
+    return {name: value for name, value in os.environ.items() if name not in (*_set, JOIN_TOKEN, OPERATOR_SECRET)}

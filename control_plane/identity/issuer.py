@@ -147,9 +147,9 @@ class Issuer:
         self, request: identity_pb2.IssueRequest, identity: SpiffeId, current: identity_pb2.Trust, now: datetime
     ) -> None:
         data = possession.payload(possession.RENEW, request.signing_request, request.node_id.encode())
-        shown, _, _ = possession.prove(request.certificate, data, current, now)
-        if shown != identity:
-            raise NotProven(f"the certificate is for {shown}, not for {identity}")
+        shown = possession.prove(request.certificate, data, current, now)
+        if shown.identity != identity:
+            raise NotProven(f"the certificate is for {shown.identity}, not for {identity}")
 
     def check_local_secret(self, given: str) -> None:
         """Raises NotProven."""
@@ -165,8 +165,11 @@ class Issuer:
         if abs(now.timestamp() - request.signed_at) > CLOCK_SKEW_S:
             raise NotProven("signed too long ago, or in the future: compare the clocks")
         data = possession.confirmation(request)
-        identity, serial, _ = possession.prove(request.certificate, data, await self.trust(), now)
-        await self.holders.confirmed(request.node_id, identity, serial, request.generation, leaves=request.leaves)
+        shown = possession.prove(request.certificate, data, await self.trust(), now)
+        if request.leaves:
+            await self.holders.left(request.node_id, shown.identity)
+        else:
+            await self.holders.confirmed(request.node_id, shown, request.generation, now)
 
     # -- operators ------------------------------------------------------------------------------------
 

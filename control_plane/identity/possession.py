@@ -4,6 +4,7 @@ What is signed begins with a word that nothing else signs, and names the purpose
 repeat it, and gets nothing by that: a certificate for a key that it does not have.
 """
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -49,10 +50,20 @@ def show(chain: bytes, key: PrivateKey, data: bytes) -> identity_pb2.Possession:
     return identity_pb2.Possession(chain=chain, signature=signature)
 
 
-def prove(
-    given: identity_pb2.Possession, data: bytes, trust: identity_pb2.Trust, now: datetime
-) -> tuple[SpiffeId, str, str]:
-    """Whose certificate was shown, its serial, and the fingerprint of the root that it leads to. Raises NotProven."""
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A certificate whose key the sender has."""
+
+    identity: SpiffeId
+    serial: str
+    """Hexadecimal."""
+    root: str
+    """Fingerprint of the root that it leads to."""
+    not_after: datetime
+
+
+def prove(given: identity_pb2.Possession, data: bytes, trust: identity_pb2.Trust, now: datetime) -> Shown:
+    """Which certificate was shown. Raises NotProven."""
     try:
         leaf, *above = x509.load_pem_x509_certificates(given.chain)
     except ValueError:
@@ -68,7 +79,8 @@ def prove(
         raise NotProven(str(error)) from None
     if identity.trust_domain != trust.trust_domain:
         raise NotProven(f"the certificate is of the trust domain {identity.trust_domain}, not {trust.trust_domain}")
-    return identity, f"{leaf.serial_number:x}", _root_of(leaf, above, trust, now)
+    root = _root_of(leaf, above, trust, now)
+    return Shown(identity, f"{leaf.serial_number:x}", root, leaf.not_valid_after_utc)
 
 
 def _check_signature(leaf: x509.Certificate, signature: bytes, data: bytes) -> None:

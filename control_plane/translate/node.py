@@ -45,6 +45,8 @@ class Node:
     outbound_address: str = "127.0.0.1"
     outbound_port: int = 0
     """0: makes no calls by CONNECT."""
+    identity_source: str = ""
+    """The static cluster of its bootstrap that serves its certificate (SDS); empty if it has none, and calls in plain text only."""
     profile: Profile = SIDECAR
     """Which client it is, and how new."""
     said: bytes = field(default=b"", compare=False, repr=False)
@@ -100,6 +102,7 @@ def read(message: Any) -> Node:
         app_port=port("app_port"),
         outbound_address=address("outbound_address"),
         outbound_port=port("outbound_port"),
+        identity_source=text("identity_source", _ANYTHING, "name of a cluster"),
         profile=profile(agent, message.user_agent_version),
         said=said,
     )

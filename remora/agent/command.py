@@ -12,7 +12,8 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +26,10 @@ from remora import environment, exits
 from remora.addresses import UsageError
 from remora.agent import admin, child, ports, terminal
 from remora.agent.bootstrap import NodeSpec, envoy
+from remora.agent.identity import Identity, Wanted
+from remora.agent.identity import Refused as NoIdentity
 from remora.agent.registration import Probe, Refused, Registration
+from remora.agent.secrets import SecretsServer, socket_in
 
 LOOPBACK: Final = "127.0.0.1"
 READY_TIMEOUT_S: Final = 30.0
@@ -64,6 +68,10 @@ class RunSpec:
     instance_id: str = ""
     weight: int = 1
     ttl_s: float = 10.0
+    mtls: bool = True
+    """Have an identity, if the mesh has any."""
+    join_token: str = ""
+    """Proof for the first certificate; empty: the same user's control plane on this machine is asked."""
 
 
 def say(text: str) -> None:
@@ -129,7 +137,11 @@ class Agent:
             app=(LOOPBACK, self._app_port),
             outbound=(LOOPBACK, outbound),
             admin=(LOOPBACK, admin_port),
+            identity_socket=str(socket_in(directory)) if spec.mtls else "",
         )
+        self._kept_identity = kept / "identity" if spec.instance_id else None
+        self._identity: Identity | None = None
+        self._identifying: asyncio.Task[None] | None = None
         self._bootstrap = directory / "bootstrap.json"
         self._bootstrap.write_text(json.dumps(envoy(self._node), indent=1))
         self._engine: asyncio.subprocess.Process | None = None
@@ -139,17 +151,37 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             loop.add_signal_handler(number, self._signals.put_nowait, number)
-        keeper = asyncio.create_task(self._keep_engine())
+        async with AsyncExitStack() as stack:
+            if self._spec.mtls:
+                await stack.enter_async_context(self._having_identity())
+            keeper = asyncio.create_task(self._keep_engine())
+            try:
+                code = await self._until_ready(keeper)
+                if code is not None:
+                    return code
+                return await self._run_program()
+            finally:
+                keeper.cancel()
+                await asyncio.gather(keeper, return_exceptions=True)
+                if self._engine is not None:
+                    await child.stop(self._engine, ENGINE_GRACE_S)
+
+    @asynccontextmanager
+    async def _having_identity(self) -> AsyncIterator[None]:
+        """Serve the instance's certificate to its sidecar, and keep it fresh."""
+        spec = self._spec
+        server = SecretsServer(Path(self._node.identity_socket))
+        await server.start()
+        wanted = Wanted(spec.servers, spec.namespace, spec.service, self._node.node_id, spec.join_token)
+        self._identity = Identity(wanted, server, self._kept_identity, say)
+        self._identifying = asyncio.create_task(self._identity.run())
         try:
-            code = await self._until_ready(keeper)
-            if code is not None:
-                return code
-            return await self._run_program()
+            yield
         finally:
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
-            if self._engine is not None:
-                await child.stop(self._engine, ENGINE_GRACE_S)
+            self._identifying.cancel()
+            await asyncio.gather(self._identifying, return_exceptions=True)
+            await self._identity.close()
+            await server.stop()
 
     # -- the engine ---------------------------------------------------------------------------------
 
@@ -157,7 +189,7 @@ class Agent:
         command = engine_command(self._spec.engine, self._bootstrap, self._snapshot)
         self._engine = await child.start(
             command,
-            os.environ,
+            {**os.environ, **dict.fromkeys((environment.JOIN_TOKEN, environment.OPERATOR_SECRET), "")},
             stdout=asyncio.subprocess.DEVNULL,  # which belongs to the program
         )
         return self._engine
@@ -184,6 +216,12 @@ class Agent:
         while not await admin.is_ready(self._node.admin):
             if keeper.done():
                 keeper.result()
+            if self._identifying is not None and self._identifying.done():
+                try:
+                    self._identifying.result()
+                except NoIdentity as error:
+                    say(str(error))
+                    return exits.BAD_INPUT
             while not self._signals.empty():
                 number = self._signals.get_nowait()
                 if number in STOPS:
@@ -230,6 +268,7 @@ class Agent:
             version=spec.version,
             weight=spec.weight,
             node_id=self._node.node_id,
+            mutual_tls=self._identity is not None and self._identity.held is not None,
         )
         registration = Registration(spec.servers, instance, spec.ttl_s, Probe(self._app_port))
         registering = asyncio.create_task(registration.run(say))

@@ -23,11 +23,34 @@ def up(
         typer.Option(metavar="DIR|etcd://H:P,H:P", help="Where the truth is kept; default: a directory of yours."),
     ] = None,
     http: Annotated[str, typer.Option(help="HOST:PORT for /metrics and /healthz.")] = "127.0.0.1:15014",
+    mtls: Annotated[
+        bool, typer.Option("--mtls/--no-mtls", help="Give services identities, by which sidecars know each other.")
+    ] = False,
+    trust_domain: Annotated[
+        str, typer.Option(help="Of the identities, spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE.")
+    ] = "remora.local",
+    certificate_life: Annotated[
+        str, typer.Option(help="How long services' certificates last; renewed when half of it is over.")
+    ] = "24h",
+    identity: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where the authority's keys are; default: beside the store.")
+    ] = None,
+    ca_cert: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="An authority of yours, PEM: its certificate first, the root last."),
+    ] = None,
+    ca_key: Annotated[str | None, typer.Option(metavar="FILE", help="Its key.")] = None,
 ) -> None:
     """Run the control plane in the foreground."""
+    from remora.up import Identities
     from remora.up import run as run_up
 
-    raise typer.Exit(run_up(listen, store, http))
+    if (ca_cert is None) != (ca_key is None):
+        raise UsageError("--ca-cert and --ca-key belong together: give both, or none")
+    ca = (ca_cert, ca_key) if ca_cert is not None and ca_key is not None else None
+    life_s = seconds(certificate_life, "--certificate-life")
+    identities = Identities(trust_domain, identity, life_s, ca) if mtls else None
+    raise typer.Exit(run_up(listen, store, http, identities))
 
 
 @app.command()
@@ -60,6 +83,17 @@ def run(
     instance: Annotated[str, typer.Option(help="Name of this instance; default: made up.")] = "",
     weight: Weight = 1,
     ttl: Annotated[str, typer.Option(help="How long it stays registered after it vanished.")] = "10s",
+    mtls: Annotated[
+        bool,
+        typer.Option("--mtls/--no-mtls", help="Have an identity, if the mesh has any, and speak mutual TLS by it."),
+    ] = True,
+    token: Annotated[
+        str,
+        typer.Option(
+            envvar="REMORA_JOIN_TOKEN",
+            help="From `remora token create`; needed where the control plane is not your own.",
+        ),
+    ] = "",
     server: Server = DEFAULT_SERVER,
 ) -> None:
     """Run a program with its sidecar: in the mesh, found by others, drained before it stops."""
@@ -77,6 +111,8 @@ def run(
         instance_id=instance,
         weight=weight,
         ttl_s=lease_seconds(ttl, "--ttl"),
+        mtls=mtls,
+        join_token=token,
     )
     raise typer.Exit(run_command(spec))
 

@@ -548,11 +548,24 @@ async def test_followers_are_told_of_every_step(mesh: Mesh) -> None:
     following.cancel()
 
 
-async def test_a_node_that_never_confirms_gets_no_end_of_certificates(mesh: Mesh) -> None:
-    for _ in range(16):
-        await mesh.issue(local_secret=LOCAL)
-    async with refused(grpc.StatusCode.PERMISSION_DENIED, "has confirmed none"):
-        await mesh.issue(local_secret=LOCAL)
+async def test_a_node_that_never_confirms_does_not_fill_the_store(mesh: Mesh) -> None:
+    for _ in range(18):
+        last = await mesh.issue(local_secret=LOCAL)
+    holders = (await mesh.holders()).holders
+    assert len(holders) == 16
+    assert f"{leaf_of(last.chain).serial_number:x}" in {holder.serial for holder in holders}
+
+
+async def test_a_node_that_left_and_comes_back_with_its_certificate_is_known_again(mesh: Mesh) -> None:
+    private = key()
+    old = await mesh.issue(signing_request=signing_request(private), local_secret=LOCAL)
+    await mesh.confirm("cart~1", old.chain, private, 1, leaves=True)
+    await mesh.confirm("cart~1", old.chain, private, 1)
+    [holder] = (await mesh.holders()).holders
+    assert (holder.node_id, holder.root, holder.generation) == ("cart~1", old.trust.issuing, 1)
+    await mesh.rotate("ADD")
+    async with refused(grpc.StatusCode.FAILED_PRECONDITION, "cart~1"):
+        await mesh.rotate("SWITCH")
 
 
 async def test_a_control_plane_without_identities_says_so(tmp_path: Path) -> None:
