@@ -10,6 +10,7 @@ import grpc
 
 from control_plane.ads.core import NodeStream
 from control_plane.ads.service import AdsService, short
+from control_plane.ads.subscription import Subscription
 from control_plane.api.refused import Refused
 from control_plane.api.replicas import Replicas, Verdict, is_from_replica
 from control_plane.api.writing import Author, Writer, Written
@@ -21,6 +22,7 @@ from control_plane.resources import kinds
 from control_plane.resources.check import check
 from control_plane.store.contract import Store
 from control_plane.translate.conditions import Conditions
+from control_plane.translate.coverage import Coverage
 from proto.mesh.v1 import api_pb2, api_pb2_grpc, meta_pb2
 
 log = logging.getLogger("remora.api")
@@ -61,6 +63,7 @@ class Resources(api_pb2_grpc.ResourcesServicer):
         self._mirror = mirror
         self._ads = ads
         self._judged = Conditions(mirror.state)
+        self._covering = _Covering(ads)
 
     async def Apply(self, request: api_pb2.ApplyRequest, context: Context) -> api_pb2.ApplyResponse:
         _refuse(_faults(request.resources, request.ByteSize()))
@@ -111,6 +114,7 @@ class Resources(api_pb2_grpc.ResourcesServicer):
             conditions = Conditions(State(now.revision, {**now.resources, **supposed}, now.instances))
         for applied in written.applied:
             applied.resource.status.CopyFrom(conditions.status(applied.resource))
+            self._say_coverage(applied.resource)
         return written.revision or self._mirror.state.revision
 
     async def _caught_up(self, revision: int) -> None:
@@ -202,6 +206,7 @@ class Resources(api_pb2_grpc.ResourcesServicer):
         shown = api_pb2.Resource()
         shown.CopyFrom(resource)
         shown.status.CopyFrom(self._conditions().status(resource))
+        self._say_coverage(shown)
         behind = self._ads.behind(resource.metadata.resource_version)
         shown.status.conditions.append(
             meta_pb2.Condition(
@@ -213,6 +218,18 @@ class Resources(api_pb2_grpc.ResourcesServicer):
             )
         )
         return shown
+
+    def _say_coverage(self, resource: api_pb2.Resource) -> None:
+        """Add a condition if the resource is not enforced wherever it concerns."""
+        text = self._covering.at(self._mirror.state).summary(resource)
+        if text:
+            resource.status.conditions.add(
+                type="Enforced",
+                status="False",
+                reason="NotSupported",
+                message=text,
+                observed_generation=resource.metadata.generation,
+            )
 
 
 def _refuse(faults: Iterable[str]) -> None:
@@ -331,6 +348,23 @@ class RegistryService(api_pb2_grpc.RegistryServicer):
         return api_pb2.ListInstancesResponse(instances=found)
 
 
+class _Covering:
+    """The coverage of the present state by the nodes of this replica, found once as long as neither changes."""
+
+    def __init__(self, ads: AdsService) -> None:
+        self._ads = ads
+        self._basis: tuple[State, int, int] | None = None
+        self._found = Coverage(State(), ())
+
+    def at(self, now: State) -> Coverage:
+        """Of a state with the nodes that are connected now."""
+        streams = self._ads.streams
+        basis = now, next(reversed(streams), 0), len(streams)  # numbers of streams only grow
+        if self._basis is None or self._basis[0] is not now or self._basis[1:] != basis[1:]:
+            self._basis, self._found = basis, Coverage(now, (stream.node for stream in streams.values()))
+        return self._found
+
+
 class MeshService(api_pb2_grpc.MeshServicer):
     """The view on what is connected."""
 
@@ -338,11 +372,14 @@ class MeshService(api_pb2_grpc.MeshServicer):
         self._replicas = replicas
         self._mirror = mirror
         self._ads = ads
+        self._covering = _Covering(ads)
 
     async def Nodes(self, request: api_pb2.NodesRequest, context: Context) -> api_pb2.NodesResponse:
         now, stale_s = self._mirror.state, self._mirror.stale_s
         others, silent = await self._replicas.nodes() if not is_from_replica(context) else ([], [])
-        found = [*map(_node, list(self._ads.streams.values())), *others]
+        coverage = self._covering.at(now)
+        own = _nodes(self._ads.streams.values(), coverage)
+        found = [*own, *others]
         response = api_pb2.NodesResponse(
             nodes=sorted(found, key=lambda node: node.id), revision=now.revision, silent_replicas=silent
         )
@@ -353,7 +390,36 @@ class MeshService(api_pb2_grpc.MeshServicer):
         return response
 
 
-def _node(stream: NodeStream) -> api_pb2.Node:
+def _nodes(streams: Iterable[NodeStream], coverage: Coverage) -> list[api_pb2.Node]:
+    """One for each node; a proxyless client has a stream for each target that it calls."""
+    found: list[api_pb2.Node] = []
+    of_client: dict[str, api_pb2.Node] = {}
+    for stream in streams:
+        if stream.node.profile.is_proxyless and stream.node.id in of_client:
+            _add(of_client[stream.node.id], stream)
+            continue
+        found.append(_node(stream, coverage))
+        if stream.node.profile.is_proxyless:
+            of_client[stream.node.id] = found[-1]
+    return found
+
+
+def _add(node: api_pb2.Node, stream: NodeStream) -> None:
+    """Another stream of the node: of each type, the one that is further behind is told."""
+    types = {each.type_url: each for each in node.types}
+    for each in map(_type, stream.subscriptions.values()):
+        known = types.get(each.type_url)
+        if known is None:
+            node.types.append(each)
+        elif _lateness(each) > _lateness(known):
+            known.CopyFrom(each)
+
+
+def _lateness(each: api_pb2.TypeState) -> tuple[bool, bool, float]:
+    return bool(each.version_nacked), each.version_acked != each.version_sent, each.lag_ms
+
+
+def _node(stream: NodeStream, coverage: Coverage) -> api_pb2.Node:
     node = stream.node
     return api_pb2.Node(
         id=node.id,
@@ -361,16 +427,22 @@ def _node(stream: NodeStream) -> api_pb2.Node:
         namespace=node.namespace,
         version=node.version,
         engine=node.engine,
+        client=str(node.profile),
         admin_address=node.admin_address,
-        types=[
-            api_pb2.TypeState(
-                type_url=item.type_url,
-                version_sent=item.version_sent,
-                version_acked=item.version_acked,
-                version_nacked=item.version_nacked,
-                nack_reason=item.nack_reason,
-                lag_ms=item.lag_ms,
-            )
-            for item in stream.subscriptions.values()
+        types=map(_type, stream.subscriptions.values()),
+        not_enforced=[
+            api_pb2.NotEnforced(policy=each.policy, field=each.gap.field, reason=each.gap.text)
+            for each in coverage.of_node(node)
         ],
+    )
+
+
+def _type(item: Subscription) -> api_pb2.TypeState:
+    return api_pb2.TypeState(
+        type_url=item.type_url,
+        version_sent=item.version_sent,
+        version_acked=item.version_acked,
+        version_nacked=item.version_nacked,
+        nack_reason=item.nack_reason,
+        lag_ms=item.lag_ms,
     )

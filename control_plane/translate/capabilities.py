@@ -63,6 +63,8 @@ def _since(
 
 
 _ROUND: Final = "it goes round robin"
+_BUCKET: Final = "it takes a token bucket of the same rate"
+_NOT_ENVOY: Final = {Client.ENVOY: NEVER}
 _HASHED: Final = _since((1, 40), (1, 40), (1, 41), (1, 10))
 _ANYWHERE: Final = _since(_ALL, _ALL, _ALL, _ALL)
 MATRIX: Final[Mapping[tuple[str, str, str], Row]] = {
@@ -74,13 +76,25 @@ MATRIX: Final[Mapping[tuple[str, str, str], Row]] = {
     ),
     ("LoadBalancingPolicy", "algorithm", "RingHash"): Row("ring hash", _HASHED, _ROUND, "gRFC A42"),
     ("LoadBalancingPolicy", "algorithm", "Maglev"): Row("maglev", {}, _ROUND),
-    ("LoadBalancingPolicy", "algorithm", "PeakEwma"): Row(
-        "peak EWMA", {Client.ENVOY: NEVER}, "it balances in its own way"
+    ("LoadBalancingPolicy", "algorithm", "PeakEwma"): Row("peak EWMA", _NOT_ENVOY, "it balances in its own way"),
+    ("RateLimitPolicy", "algorithm", "LeakyBucket"): Row("leaky bucket", _NOT_ENVOY, _BUCKET),
+    ("RateLimitPolicy", "algorithm", "SlidingWindow"): Row("sliding window", _NOT_ENVOY, _BUCKET),
+    ("RateLimitPolicy", "algorithm", "SlidingLog"): Row("sliding log", _NOT_ENVOY, _BUCKET),
+    ("RateLimitPolicy", "algorithm", "Concurrency"): Row(
+        "local limit of calls at once", _NOT_ENVOY, "it lets all calls through"
     ),
-    ("RateLimitPolicy", "requests", ""): Row("rate limit"),
+    ("RateLimitPolicy", "max_wait", ""): Row("way to hold a call", _NOT_ENVOY, "it refuses it"),
     ("GRPCRoute", "rules", ""): Row("routes", _ANYWHERE, source="gRFC A28"),
     ("GRPCRoute", "parent_refs", ""): Row("routes", _ANYWHERE, source="gRFC A28"),
 }
+
+
+_NOT_PROXYLESS: Final = {
+    "RateLimitPolicy": "rate limit",
+    "AuthenticationPolicy": "authentication by the mesh",
+    "AuthorizationPolicy": "authorization by the mesh",
+}
+"""Kinds of which gRPC's own clients and servers enforce nothing, and what to call them."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -98,6 +112,9 @@ def gaps(resource: api_pb2.Resource, of: Profile) -> Iterator[Gap]:
     kind = kinds.of(resource)
     spec = getattr(resource, kind.field)
     if of.client is Client.REMORA or is_off(resource):
+        return
+    if of.is_proxyless and kind.name in _NOT_PROXYLESS:
+        yield Gap("spec", f"{of.client.value} has no {_NOT_PROXYLESS[kind.name]}")
         return
     for each, value in spec.ListFields():
         if each.name != "target_refs":

@@ -1,13 +1,16 @@
 """The state of the mesh: who is connected, and what each node has acknowledged."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
 
 from remora.commands.app import app
 from remora.commands.options import DEFAULT_SERVER, OutputOption, Server
-from remora.output import Output, note, show, table
+from remora.output import Output, line, note, show, table
 
 if TYPE_CHECKING:
     from proto.mesh.v1 import api_pb2
+
+_NODES_SHOWN: Final = 3
 
 
 @app.command()
@@ -48,12 +51,29 @@ def status(server: Server = DEFAULT_SERVER, output: OutputOption = Output.table)
         [_row(node) for node in answer.nodes],
         empty="no node is connected; start one with `remora run`",
     )
+    rows = _not_enforced(answer.nodes)
+    if rows:
+        line("")
+        table(("NOT ENFORCED", "FIELD", "NODES", "WHY"), rows, empty="")
 
 
 def _short(type_url: str) -> str:
     """`CDS` and so on."""
     names = {"Cluster": "CDS", "ClusterLoadAssignment": "EDS", "Listener": "LDS", "RouteConfiguration": "RDS"}
     return names.get(type_url.rpartition(".")[2], type_url)
+
+
+def _not_enforced(nodes: "Iterable[api_pb2.Node]") -> list[tuple[str, ...]]:
+    """What nodes do not enforce of policies, each thing once."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for node in nodes:
+        for each in node.not_enforced:
+            found.setdefault((each.policy, each.field, each.reason), []).append(node.id)
+    rows: list[tuple[str, ...]] = []
+    for (policy, field, reason), ids in sorted(found.items()):
+        rest = f" and {len(ids) - _NODES_SHOWN} more" if len(ids) > _NODES_SHOWN else ""
+        rows.append((policy, field, ", ".join(ids[:_NODES_SHOWN]) + rest, reason))
+    return rows
 
 
 def _row(node: "api_pb2.Node") -> tuple[str, ...]:
@@ -93,6 +113,7 @@ def _plain(node: "api_pb2.Node") -> dict[str, Any]:
         "namespace": node.namespace,
         "version": node.version,
         "engine": node.engine,
+        "client": node.client,
         "adminAddress": node.admin_address,
         **({"replica": node.replica} if node.replica else {}),
         "types": [
@@ -106,5 +127,8 @@ def _plain(node: "api_pb2.Node") -> dict[str, Any]:
                 "lagMs": round(item.lag_ms, 3),
             }
             for item in node.types
+        ],
+        "notEnforced": [
+            {"policy": each.policy, "field": each.field, "reason": each.reason} for each in node.not_enforced
         ],
     }

@@ -1,6 +1,7 @@
 """A client and a server of gRPC's own xDS in one mesh with our sidecar and a real Envoy: no sidecar, the same policy."""
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -38,6 +39,12 @@ spec: {{selector: {{service: {service}, version: {version}}}}}
 """
 
 
+BALANCING: Final = """
+apiVersion: remora.dev/v1
+kind: LoadBalancingPolicy
+metadata: {{name: {service}}}
+spec: {{targetRefs: [{{name: {service}}}], algorithm: {algorithm}}}
+"""
 _TOLD_AT_ONCE: Final = {"GRPC_EXPERIMENTAL_XDS_DATA_ERROR_HANDLING": "true"}
 """What is not there is believed when the control plane says so, not after 15 s without an answer (gRFC A88)."""
 
@@ -176,3 +183,25 @@ def test_status_tells_what_a_proxyless_client_has_acknowledged(guests: Mesh, cal
     assert (found.engine, found.service) == ("grpc", "shopper")
     assert all(each.version_acked == each.version_sent and not each.version_nacked for each in found.types)
     assert "shopper.default" in guests.remora("status").out
+
+
+def test_what_a_proxyless_client_cannot_do_is_not_asked_of_it_and_is_said(guests: Mesh, caller: Client) -> None:
+    guests.echo("least", "least")
+    caller.good("xds:///least")
+    policy = BALANCING.format(service="least", algorithm="LeastRequest")
+    applied = guests.apply(policy, "--wait")
+    reason = "gRPC C-core has no least request; it goes round robin"
+    said = re.search(r"Enforced is false: not enforced in full on 1 of \d+ nodes: (.*) \(NotSupported\)", applied.err)
+    assert said is not None and said[1] == reason, applied.err
+    assert caller.good("xds:///least", 3) == {"least": 3}, "it went on, since it was not sent what it would refuse"
+
+    table = guests.remora("status").out
+    assert re.search(rf"^LoadBalancingPolicy default/least +spec\.algorithm +shopper +{reason}$", table, re.MULTILINE)
+    nodes = {node["id"]: node for node in json.loads(guests.remora("status", "-o", "json").out)["nodes"]}
+    shopper = nodes["shopper"]
+    assert shopper["client"].startswith("gRPC C-core 1.")
+    assert shopper["notEnforced"] == [
+        {"policy": "LoadBalancingPolicy default/least", "field": "spec.algorithm", "reason": reason}
+    ]
+    assert all(not node["notEnforced"] for name, node in nodes.items() if name != "shopper")
+    guests.remora("delete", "loadbalancingpolicy", "least", "--wait")
