@@ -151,15 +151,13 @@ class NodeStream:
         puts = {name for name in (*differ, *subscription.again) if name in wanted}
         gone: Set[str] = NO_NAMES
         must_answer = subscription.is_due
-        if subscription.removes:
-            gone = subscription.again - puts
-            if not puts.issuperset(differ):
-                if not subscription.nonce:
-                    # It came back and has what has gone meanwhile. It asks for all its types at once: with the answer to this response
-                    # it is known what may refer to that.
-                    must_answer = True
-                elif self._may_go(subscription.type_url):
-                    gone = gone | (differ - puts)
+        if subscription.removes and not puts.issuperset((*differ, *subscription.again)):
+            if differ and not subscription.nonce and not puts.issuperset(differ):
+                # It came back and has what has gone meanwhile. It asks for all its types at once: with the answer to this response
+                # it is known what may refer to that.
+                must_answer = True
+            elif self._may_go(subscription.type_url):
+                gone = (subscription.again | differ) - puts
         return Part(puts, gone=gone) if puts or gone or must_answer else None
 
     def _respond(self, subscription: Subscription, part: Part, now: float) -> Response:
