@@ -29,6 +29,8 @@ HOT = [
     "sidecar/proxy/call.py",
     "sidecar/proxy/cluster.py",
     "sidecar/proxy/decision.py",
+    "sidecar/proxy/direct.py",
+    "sidecar/proxy/edit.py",
     "sidecar/proxy/downstream.py",
     "sidecar/proxy/filters.py",
     "sidecar/proxy/limit.py",

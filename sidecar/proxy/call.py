@@ -8,6 +8,7 @@ from sidecar.http2.frames import ErrorCode
 from sidecar.policy.balance import ANY, Wish
 from sidecar.proxy import status as grpc_status
 from sidecar.proxy.decision import Plan
+from sidecar.proxy.direct import DirectAnswer
 from sidecar.proxy.outlier import TOO_LATE
 from sidecar.proxy.status import Status
 from sidecar.proxy.timers import Timed
@@ -122,6 +123,9 @@ class Call(Timed):
         if cluster is None:
             if decision.reply is not None:
                 self.answer(*decision.reply)
+                return
+            if decision.direct is not None:
+                self.answer_directly(decision.direct)
                 return
             place = decision.draw(self.down.worker.chance.random())
             cluster = decision.shares[place][1]
@@ -274,18 +278,47 @@ class Call(Timed):
             if self.is_responded:
                 conn.reset(stream, ErrorCode.CANCEL if status is Status.DEADLINE_EXCEEDED else ErrorCode.INTERNAL_ERROR)
             elif self.plan.decision.is_grpc:
-                block = grpc_status.trailers_only(status, message, flag)
+                block = self._head(200, flag) + grpc_status.trailers_only(status, message, flag)
                 conn.send_headers(stream, block + self.response_fields + fields, True)
             else:
                 text = message.encode() + b"\n"
                 http_status = http_status or grpc_status.HTTP_OF_FLAG[flag.partition(",")[0]]
                 is_head = self.plan.decision.is_head
-                block = grpc_status.plain_headers(http_status, len(text), flag)
+                block = self._head(http_status, flag) + grpc_status.plain_headers(len(text), flag)
                 conn.send_headers(stream, block + self.response_fields + fields, is_head)
                 if not is_head:
                     conn.send_data(stream, text, 0, True)
             self.down.mark()
         self.finish(status, flag)
+
+    def _head(self, http_status: int, flag: str, fields: bytes = b"") -> bytes:
+        """Status, and what the route adds to responses, in front of an answer that is made here."""
+        head = grpc_status.status_field(http_status) + fields
+        edit = self.plan.decision.response_edit
+        # Envoy: not to the answers of filters before the router.
+        return edit.apply(head) if edit is not None and flag != "RL" else head
+
+    def answer_directly(self, direct: DirectAnswer) -> None:
+        """End the call with the route's own answer."""
+        stream = self.down_stream
+        conn = self.down.conn
+        decision = self.plan.decision
+        status = grpc_status.of_http(direct.http_status)
+        if decision.is_grpc:
+            message = (
+                direct.body.decode("utf-8", "replace") or f"the route itself answers with HTTP {direct.http_status}"
+            )
+            block = self._head(200, "", direct.fields) + grpc_status.trailers_only(status, message, "")
+        else:
+            block = self._head(direct.http_status, "", direct.fields)
+            block += grpc_status.plain_headers(len(direct.body), "")
+        block += self.response_fields
+        has_body = bool(direct.body) and not decision.is_grpc and not decision.is_head
+        conn.send_headers(stream, block, not has_body)
+        if has_body:
+            conn.send_data(stream, direct.body, 0, True)
+        self.down.mark()
+        self.finish(status if decision.is_grpc or direct.http_status >= 300 else Status.OK, "")
 
     def detach(self, code: int) -> None:
         """Leave the upstream stream; reset it if it is still open."""

@@ -248,6 +248,12 @@ class HeaderMatch:
     regex: str | None = None
     present: bool | None = None
     invert: bool = False
+    contains: bytes | None = None
+    between: tuple[int, int] | None = None
+    """A whole number from the first up to, not with, the second."""
+    ignore_case: bool = False
+    """The patterns are in lower case then."""
+    missing_is_empty: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +265,88 @@ class RouteMatch:
     regex: str | None = None
     connect: bool = False
     headers: tuple[HeaderMatch, ...] = ()
+    folder: bytes | None = None
+    """The path itself, or all below it (Envoy: path_separated_prefix)."""
+    ignore_case: bool = False
+    """Of the path; the patterns are in lower case then."""
+    query: tuple[HeaderMatch, ...] = ()
+    """Conditions on parameters of the query, by name."""
+    is_grpc: bool = False
+    """gRPC calls only."""
+
+
+class OnExisting(Enum):
+    """What becomes of a header that is there already (Envoy: core.v3.HeaderValueOption.HeaderAppendAction)."""
+
+    APPEND = "APPEND_IF_EXISTS_OR_ADD"
+    KEEP = "ADD_IF_ABSENT"
+    OVERWRITE = "OVERWRITE_IF_EXISTS_OR_ADD"
+    OVERWRITE_ONLY = "OVERWRITE_IF_EXISTS"
+
+
+@dataclass(frozen=True, slots=True)
+class ValuePart:
+    """A piece of a header's value: a text, or another header (Envoy: `%REQ(HEADER?OTHERWISE):LONGEST%`)."""
+
+    text: bytes = b""
+    header: bytes = b""
+    otherwise: bytes = b""
+    longest: int = 0
+    """0: as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderChange:
+    """A header that is set (Envoy: core.v3.HeaderValueOption)."""
+
+    name: bytes
+    value: tuple[ValuePart, ...]
+    on_existing: OnExisting = OnExisting.APPEND
+    keeps_empty: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderChanges:
+    """Headers that are taken out, and then those that are set."""
+
+    add: tuple[HeaderChange, ...] = ()
+    remove: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """How path and authority go on (Envoy: route.v3.RouteAction). At most one form of each is set."""
+
+    prefix: bytes | None = None
+    """Instead of what the route matched."""
+    pattern: str | None = None
+    substitution: str = ""
+    host: bytes | None = None
+    host_header: bytes | None = None
+    host_pattern: str | None = None
+    """On the path."""
+    host_substitution: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """Where else a client is sent (Envoy: route.v3.RedirectAction)."""
+
+    status: int = 301
+    scheme: bytes = b""
+    host: bytes = b""
+    port: int = 0
+    path: bytes = b""
+    rewrite: Rewrite | None = None
+    strips_query: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DirectResponse:
+    """An answer without an upstream (Envoy: route.v3.DirectResponseAction)."""
+
+    status: int
+    body: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,6 +556,11 @@ class Route:
     overrides: Overrides = ()
     limit_actions: tuple[LimitActions, ...] = ()
     """Make descriptors for rate limits; empty: those of the virtual host do (Envoy: rate_limits)."""
+    request_changes: HeaderChanges = HeaderChanges()
+    response_changes: HeaderChanges = HeaderChanges()
+    rewrite: Rewrite | None = None
+    answer: Redirect | DirectResponse | None = None
+    """Instead of clusters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -480,6 +573,8 @@ class VirtualHost:
     overrides: Overrides = ()
     """Where a route has none of its own."""
     limit_actions: tuple[LimitActions, ...] = ()
+    request_changes: HeaderChanges = HeaderChanges()
+    response_changes: HeaderChanges = HeaderChanges()
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,6 +585,11 @@ class RouteTable:
     virtual_hosts: tuple[VirtualHost, ...] = ()
     validates_clusters: bool | None = None
     """Whether a cluster that is not there is refused with the table; unset, it is where both are static."""
+    request_changes: HeaderChanges = HeaderChanges()
+    """Those of route and virtual host come first."""
+    response_changes: HeaderChanges = HeaderChanges()
+    has_specific_last: bool = False
+    """The changes of the route come last, and so win (Envoy: most_specific_header_mutations_wins)."""
 
 
 @dataclass(frozen=True, slots=True)

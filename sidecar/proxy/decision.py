@@ -20,10 +20,12 @@ from sidecar.http2.fields import Malformed
 from sidecar.http2.headers import RawField, TooLarge
 from sidecar.proxy.attempts import Retry
 from sidecar.proxy.cluster import Cluster
-from sidecar.proxy.config import Route
+from sidecar.proxy.config import Redirect, Route, VirtualHost
+from sidecar.proxy.direct import DirectAnswer, redirected
+from sidecar.proxy.edit import RequestEdit, ResponseEdit, edits
 from sidecar.proxy.filters import FilterBook
 from sidecar.proxy.hash_policy import Keyed
-from sidecar.proxy.route import Request, Router, may_retry
+from sidecar.proxy.route import Request, Router, is_grpc, may_retry
 from sidecar.proxy.status import Status
 from sidecar.proxy.step import Step
 from sidecar.telemetry.stats import Stats
@@ -105,6 +107,10 @@ class Decision:
     """Counts against the cluster's limits for priority HIGH."""
     replay_limit: int = 0
     """Bytes of a request that are kept for that."""
+    direct: DirectAnswer | None = None
+    """The route's own answer, once the steps let the call pass."""
+    request_edit: RequestEdit | None = None
+    response_edit: ResponseEdit | None = None
 
     def draw(self, chance: float) -> int:
         """The place in `shares` for a number between 0 and 1."""
@@ -178,13 +184,19 @@ def _refuse(code: Status, text: str, flag: str, http_status: int) -> Decision:
 def _refuse_large(error: TooLarge) -> Decision:
     decision = _refuse(Status.RESOURCE_EXHAUSTED, f"the request has {error}", "DPE", 431)
     decision.is_grpc = any(
-        headers.name_of(field) == b"content-type" and _is_grpc(headers.value_of(field)) for field in error.fields
+        headers.name_of(field) == b"content-type" and is_grpc(headers.value_of(field)) for field in error.fields
     )
     return decision
 
 
-def _is_grpc(content_type: bytes) -> bool:
-    return content_type == b"application/grpc" or content_type.startswith(b"application/grpc+")
+def _to_answer(route: Route, request: Request) -> Decision:
+    """The decision for a route that answers itself."""
+    if isinstance(route.answer, Redirect):
+        direct = redirected(route.answer, route.match, request)
+    else:
+        assert route.answer is not None
+        direct = DirectAnswer(route.answer.status, route.answer.body)
+    return Decision(route, None, (), (), False, direct=direct)
 
 
 def _check_request_line(method: bytes, path: bytes, authority: bytes, *, has_scheme: bool) -> None:
@@ -221,6 +233,8 @@ class DecisionCache:
         self._filters: FilterBook | None = None
         self._names_read: frozenset[bytes] = frozenset()
         self._value_names: frozenset[bytes] = frozenset()
+        self._edits: dict[int, tuple[RequestEdit | None, ResponseEdit | None]] = {}
+        """By identity of the route, which the router holds."""
         self.what_is_missing = "no configuration yet"
 
     def reconfigure(self, router: Router | None, clusters: dict[str, Cluster], filters: FilterBook | None) -> None:
@@ -235,6 +249,7 @@ class DecisionCache:
         self._routes_by_timeout = b"grpc-timeout" in self._names_read
         self._clusters = clusters
         self._filters = filters
+        self._edits = {}
         self.exact = {}
         self._exact_bytes = 0
         self._masked = {}
@@ -261,6 +276,8 @@ class DecisionCache:
         longest = self._longest(route, timeout)
         if longest and decision.is_grpc and route is not None and _bounds_calls(route):
             forwarded = _with_timeout(forwarded, b"%dm" % max(int(longest * 1000), 1))
+        if decision.request_edit is not None:
+            forwarded = decision.request_edit.apply(forwarded)
         plan = Plan(decision, forwarded, longest, self._values(fields) if self._value_names else None)
         if len(block) <= MAX_CACHED_BLOCK:
             number = hash(block)
@@ -428,7 +445,7 @@ class DecisionCache:
             decision = _refuse(Status.INTERNAL, "a path has no fragment", "DPE", 400)
         else:
             decision = self._route(Request(method, path.partition(b"?")[0], authority, values))
-        decision.is_grpc = _is_grpc(values.get(b"content-type", [b""])[0])
+        decision.is_grpc = is_grpc(values.get(b"content-type", [b""])[0])
         decision.is_head = method == b"HEAD"
         decision.content_length = int(length) if length else -1
         return decision
@@ -438,16 +455,27 @@ class DecisionCache:
             return _refuse(Status.UNAVAILABLE, self.what_is_missing, "NR", 404)
         found = self._router.find(request)
         host, route = found if found is not None else (None, None)
-        decision = self._no_route(request) if route is None else self._to_clusters(route)
-        if route is not None:
+        if route is None or host is None:
+            decision = self._no_route(request)
+        else:
+            decision = self._to_clusters(route) if route.answer is None else _to_answer(route, request)
+            decision.request_edit, decision.response_edit = self._edits_of(host, route)
             decision.is_urgent = route.is_urgent
-        if route is not None and route.retry is not None and may_retry(route.retry, request):
-            decision.retry = Retry(route.retry)
-            decision.replay_limit = MAX_REPLAY if route.replay_limit is None else route.replay_limit
+            if route.retry is not None and may_retry(route.retry, request):
+                decision.retry = Retry(route.retry)
+                decision.replay_limit = MAX_REPLAY if route.replay_limit is None else route.replay_limit
         if self._filters is not None:
             decision.steps = self._filters.of(host, route, request)
             decision.has_watchers = any(step.watches_end for step in decision.steps)
         return decision
+
+    def _edits_of(self, host: VirtualHost, route: Route) -> tuple[RequestEdit | None, ResponseEdit | None]:
+        """What a route changes; made once for all its decisions."""
+        known = self._edits.get(id(route))
+        if known is None:
+            assert self._router is not None
+            known = self._edits[id(route)] = edits(self._router.table, host, route)
+        return known
 
     def _to_clusters(self, route: Route) -> Decision:
         clusters = [self._clusters.get(name) for name, _ in route.clusters]

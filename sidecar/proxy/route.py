@@ -6,8 +6,11 @@ up, not searched, so that the number of routes costs little on a miss too.
 
 import re
 from dataclasses import dataclass
+from typing import Final
 
-from sidecar.proxy.config import HeaderMatch, RetryPolicy, Route, RouteTable, VirtualHost
+from sidecar.proxy.config import HeaderMatch, RetryPolicy, Route, RouteMatch, RouteTable, VirtualHost
+
+_WHOLE_NUMBER: Final = re.compile(rb"\s*[+-]?[0-9]{1,18}\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,8 @@ class Request:
 def header_holds(match: HeaderMatch, headers: dict[bytes, list[bytes]]) -> bool:
     """True if the condition on a header is met."""
     values = headers.get(match.name)
+    if values is None and match.missing_is_empty and match.present is None:
+        values = [b""]
     if match.present is not None:
         return ((values is not None) == match.present) != match.invert
     if values is None:
@@ -35,28 +40,65 @@ def header_holds(match: HeaderMatch, headers: dict[bytes, list[bytes]]) -> bool:
 
 
 def _value_holds(match: HeaderMatch, value: bytes) -> bool:
+    if match.ignore_case:
+        value = value.lower()
     if match.exact is not None:
         return value == match.exact
     if match.prefix is not None:
         return value.startswith(match.prefix)
     if match.suffix is not None:
         return value.endswith(match.suffix)
+    if match.contains is not None:
+        return match.contains in value
+    if match.between is not None:
+        return _WHOLE_NUMBER.fullmatch(value) is not None and match.between[0] <= int(value) < match.between[1]
     assert match.regex is not None
     return re.fullmatch(match.regex, value.decode("latin-1")) is not None
+
+
+def _query(path: bytes) -> dict[bytes, list[bytes]]:
+    """The parameters of a path's query, as they stand there."""
+    found: dict[bytes, list[bytes]] = {}
+    for part in path.partition(b"?")[2].split(b"&"):
+        name, _, value = part.partition(b"=")
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def _path_holds(match: RouteMatch, path: bytes) -> bool:
+    if match.ignore_case:
+        path = path.lower()
+    if match.path is not None:
+        return path == match.path
+    if match.prefix is not None:
+        return path.startswith(match.prefix)
+    if match.folder is not None:
+        return path.startswith(match.folder) and path[len(match.folder) : len(match.folder) + 1] in (b"", b"/")
+    assert match.regex is not None
+    return re.fullmatch(match.regex, path.decode("latin-1")) is not None
 
 
 def _route_holds(route: Route, request: Request) -> bool:
     match = route.match
     if match.connect or request.method == b"CONNECT":
         path_holds = match.connect and request.method == b"CONNECT"
-    elif match.path is not None:
-        path_holds = request.path == match.path
-    elif match.prefix is not None:
-        path_holds = request.path.startswith(match.prefix)
     else:
-        assert match.regex is not None
-        path_holds = re.fullmatch(match.regex, request.path.decode("latin-1")) is not None
-    return path_holds and all(header_holds(header, request.headers) for header in match.headers)
+        path_holds = _path_holds(match, request.path)
+    if not path_holds or not all(header_holds(header, request.headers) for header in match.headers):
+        return False
+    if match.is_grpc and not is_grpc(request.headers.get(b"content-type", [b""])[0]):
+        return False
+    if match.query:
+        parameters = _query(request.headers.get(b":path", [b""])[0])
+        return all(
+            header_holds(item, {name: values[:1] for name, values in parameters.items()}) for item in match.query
+        )
+    return True
+
+
+def is_grpc(content_type: bytes) -> bool:
+    """True for the content type of a gRPC call."""
+    return content_type == b"application/grpc" or content_type.startswith(b"application/grpc+")
 
 
 def _conditions(route: Route) -> tuple[HeaderMatch, ...]:
@@ -78,7 +120,7 @@ class _Host:
         self._by_path: dict[bytes, list[tuple[int, Route]]] = {}
         self._others: list[tuple[int, Route]] = []
         for order, route in enumerate(host.routes):
-            if route.match.path is not None:
+            if route.match.path is not None and not route.match.ignore_case:
                 self._by_path.setdefault(route.match.path, []).append((order, route))
             else:
                 self._others.append((order, route))

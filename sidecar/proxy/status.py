@@ -86,12 +86,16 @@ def _marks(flag: str) -> list[tuple[bytes, bytes]]:
     return [(b"x-envoy-overloaded", b"true")] if flag == "UO" else []
 
 
+def status_field(http_status: int) -> bytes:
+    """The first field of every answer."""
+    return headers.encode_field(b":status", b"%d" % http_status)
+
+
 def trailers_only(status: Status, message: str, flag: str) -> bytes:
-    """A header block that answers a gRPC call with an error; goes with END_STREAM."""
+    """What answers a gRPC call with an error, behind `:status`; goes with END_STREAM."""
     escaped = quote_from_bytes(message.encode(), safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~").encode()
     return headers.encode(
         [
-            (b":status", b"200"),
             *_marks(flag),
             (b"content-type", b"application/grpc"),
             (b"grpc-status", b"%d" % status),
@@ -100,11 +104,10 @@ def trailers_only(status: Status, message: str, flag: str) -> bytes:
     )
 
 
-def plain_headers(http_status: int, length: int, flag: str) -> bytes:
-    """The header block of an answer to a call that is not gRPC; a text of `length` bytes follows."""
+def plain_headers(length: int, flag: str) -> bytes:
+    """The headers, behind `:status`, of an answer to a call that is not gRPC; a text of `length` bytes follows."""
     return headers.encode(
         [
-            (b":status", b"%d" % http_status),
             *_marks(flag),
             (b"content-type", b"text/plain"),
             (b"content-length", b"%d" % length),

@@ -242,8 +242,11 @@ class Upstream(Handler, Peer):
         if known.pushback_s:
             call.pushback_s = known.pushback_s
         data = known.data
-        if call.response_fields and known.http_status:
-            data += call.response_fields
+        if known.http_status:
+            if call.plan.decision.response_edit is not None:
+                data = call.plan.decision.response_edit.apply(data)
+            if call.response_fields:
+                data += call.response_fields
         down.conn.send_headers(call.down_stream, data, ended)
         if not down.is_dirty:
             self.worker.mark(down)

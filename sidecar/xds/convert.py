@@ -4,6 +4,7 @@ Each takes a message that `supported.refuse_unsupported` has let through and rai
 """
 
 import ipaddress
+from dataclasses import replace
 from typing import Any, Final
 
 from envoy.config.cluster.v3 import cluster_pb2
@@ -22,11 +23,13 @@ from sidecar.proxy.config import (
     Codec,
     ConnectionLife,
     Direction,
+    DirectResponse,
     EndpointConfig,
     FilterChain,
     HttpManager,
     ListenerConfig,
     LoadAssignment,
+    Redirect,
     RetryPolicy,
     Route,
     RouteMatch,
@@ -35,8 +38,8 @@ from sidecar.proxy.config import (
     TlsMatch,
     VirtualHost,
 )
-from sidecar.xds import balancing, breakers, filters, tls
-from sidecar.xds.matching import header_match
+from sidecar.xds import balancing, breakers, filters, routing, tls
+from sidecar.xds.matching import header_match, query_match
 from sidecar.xds.retries import retry_policy
 from sidecar.xds.supported import ConfigError, refuse_unsupported, unpack
 from sidecar.xds.values import number_or, regex, seconds, seconds_or
@@ -304,9 +307,17 @@ def route_table(message: Any) -> RouteTable:
         )
         overrides = filters.overrides(host.typed_per_filter_config, place)
         actions = filters.limit_actions(host.rate_limits, f"{place}.rate_limits")
-        hosts.append(VirtualHost(host.name, tuple(host.domains), routes, overrides, actions))
+        changes = (routing.header_changes(host, "request", place), routing.header_changes(host, "response", place))
+        hosts.append(VirtualHost(host.name, tuple(host.domains), routes, overrides, actions, *changes))
     validates = bool(message.validate_clusters.value) if message.HasField("validate_clusters") else None
-    return RouteTable(message.name, tuple(hosts), validates)
+    return RouteTable(
+        message.name,
+        tuple(hosts),
+        validates,
+        routing.header_changes(message, "request", path),
+        routing.header_changes(message, "response", path),
+        message.most_specific_header_mutations_wins,
+    )
 
 
 def _replay_limit(message: Any, unset: int | None) -> int | None:
@@ -316,23 +327,18 @@ def _replay_limit(message: Any, unset: int | None) -> int | None:
 
 def _route(message: Any, path: str, host_retry: RetryPolicy | None, host_replay_limit: int | None) -> Route:
     action = message.route
-    if not message.HasField("route"):
-        raise ConfigError(path, "only routes to clusters are supported (RMR0112)")
-    specifier = action.WhichOneof("cluster_specifier")
-    if specifier == "cluster":
-        clusters: tuple[tuple[str, int], ...] = ((action.cluster, 1),)
-        labels: tuple[Labels, ...] = (balancing.metadata_match(action),)
-    elif specifier == "weighted_clusters":
-        clusters = tuple(
-            (part.name, part.weight.value) for part in action.weighted_clusters.clusters if part.weight.value
-        )
-        labels = tuple(
-            balancing.metadata_match(action, part) for part in action.weighted_clusters.clusters if part.weight.value
-        )
-        if not clusters:
-            raise ConfigError(f"{path}.route.weighted_clusters", "the weights add up to 0 (RMR0113)")
+    kind = message.WhichOneof("action")
+    answer: Redirect | DirectResponse | None = None
+    clusters: tuple[tuple[str, int], ...] = ()
+    labels: tuple[Labels, ...] = ()
+    if kind == "redirect":
+        answer = routing.redirect(message.redirect, f"{path}.redirect")
+    elif kind == "direct_response":
+        answer = routing.direct_response(message.direct_response, f"{path}.direct_response")
+    elif kind == "route":
+        clusters, labels = _clusters(action, f"{path}.route")
     else:
-        raise ConfigError(f"{path}.route", "cluster or weighted_clusters is needed (RMR0112)")
+        raise ConfigError(path, "route, redirect or direct_response is needed (RMR0112)")
     longest = action.max_stream_duration
     match = _route_match(message.match, f"{path}.match")
     upgrades = [upgrade for upgrade in action.upgrade_configs if _is_enabled(upgrade)]
@@ -365,21 +371,58 @@ def _route(message: Any, path: str, host_retry: RetryPolicy | None, host_replay_
         else None,
         overrides=filters.overrides(message.typed_per_filter_config, path),
         limit_actions=filters.limit_actions(action.rate_limits, f"{path}.route.rate_limits"),
+        request_changes=routing.header_changes(message, "request", path),
+        response_changes=routing.header_changes(message, "response", path),
+        rewrite=routing.rewrite(action, f"{path}.route"),
+        answer=answer,
     )
+
+
+def _clusters(action: Any, path: str) -> tuple[tuple[tuple[str, int], ...], tuple[Labels, ...]]:
+    """Where a route.v3.RouteAction leads: clusters with weights, and the labels that each one's endpoints must have."""
+    specifier = action.WhichOneof("cluster_specifier")
+    if specifier == "cluster":
+        return ((action.cluster, 1),), (balancing.metadata_match(action),)
+    if specifier != "weighted_clusters":
+        raise ConfigError(path, "cluster or weighted_clusters is needed (RMR0112)")
+    parts = [part for part in action.weighted_clusters.clusters if part.weight.value]
+    if not parts:
+        raise ConfigError(f"{path}.weighted_clusters", "the weights add up to 0 (RMR0113)")
+    clusters = tuple((part.name, part.weight.value) for part in parts)
+    return clusters, tuple(balancing.metadata_match(action, part) for part in parts)
 
 
 def _route_match(message: Any, path: str) -> RouteMatch:
     headers = tuple(header_match(header, f"{path}.headers[{n}]") for n, header in enumerate(message.headers))
-    match message.WhichOneof("path_specifier"):
+    ignores_case = message.HasField("case_sensitive") and not message.case_sensitive.value
+    form = message.WhichOneof("path_specifier")
+    text = getattr(message, form) if form in ("prefix", "path", "path_separated_prefix") else ""
+    if ignores_case:
+        text = text.lower()
+    common = RouteMatch(
+        headers=headers,
+        ignore_case=ignores_case and bool(text),
+        query=tuple(
+            query_match(item, f"{path}.query_parameters[{n}]") for n, item in enumerate(message.query_parameters)
+        ),
+        is_grpc=message.HasField("grpc"),
+    )
+    match form:
         case "prefix":
-            return RouteMatch(prefix=message.prefix.encode(), headers=headers)
+            return replace(common, prefix=text.encode())
         case "path":
-            return RouteMatch(path=message.path.encode(), headers=headers)
+            return replace(common, path=text.encode())
+        case "path_separated_prefix":
+            if not text.startswith("/") or text.endswith("/") or "?" in text or "#" in text:
+                raise ConfigError(
+                    f"{path}.path_separated_prefix", f'"{text}" is no path without / at its end (RMR0114)'
+                )
+            return replace(common, folder=text.encode())
         case "safe_regex":
-            return RouteMatch(regex=regex(message.safe_regex, f"{path}.safe_regex"), headers=headers)
+            return replace(common, regex=regex(message.safe_regex, f"{path}.safe_regex"))
         case "connect_matcher":
-            return RouteMatch(connect=True, headers=headers)
-    raise ConfigError(path, "prefix, path, safe_regex or connect_matcher is needed (RMR0114)")
+            return replace(common, connect=True)
+    raise ConfigError(path, "prefix, path, path_separated_prefix, safe_regex or connect_matcher is needed (RMR0114)")
 
 
 # -- clusters -----------------------------------------------------------------------------------------

@@ -165,17 +165,34 @@ FIELDS: Final[dict[str, str]] = {
     _TYPE + "Percent": "value",
     _MATCHER + "RegexMatcher": "regex google_re2",
     _MATCHER + "RegexMatcher.GoogleRE2": "max_program_size",  # of RE2's programs; there are none here
-    _MATCHER + "StringMatcher": "exact prefix suffix safe_regex ignore_case",
-    _ROUTE + "RouteConfiguration": "name virtual_hosts validate_clusters",
+    _MATCHER + "StringMatcher": "exact prefix suffix contains safe_regex ignore_case",
+    _ROUTE
+    + "RouteConfiguration": "name virtual_hosts validate_clusters request_headers_to_add request_headers_to_remove "
+    "response_headers_to_add response_headers_to_remove most_specific_header_mutations_wins",
     _ROUTE + "VirtualHost": "name domains routes typed_per_filter_config rate_limits retry_policy "
-    "request_body_buffer_limit",
-    _ROUTE + "Route": "name match route typed_per_filter_config request_body_buffer_limit",
-    _ROUTE + "RouteMatch": "prefix path safe_regex connect_matcher headers",
+    "request_body_buffer_limit request_headers_to_add request_headers_to_remove response_headers_to_add "
+    "response_headers_to_remove",
+    _ROUTE
+    + "Route": "name match route redirect direct_response typed_per_filter_config request_body_buffer_limit request_headers_to_add "
+    "request_headers_to_remove response_headers_to_add response_headers_to_remove",
+    _CORE + "HeaderValueOption": "header append append_action keep_empty_value",
+    _CORE + "HeaderValue": "key value",
+    _ROUTE
+    + "RedirectAction": "https_redirect scheme_redirect host_redirect port_redirect path_redirect prefix_rewrite "
+    "regex_rewrite response_code strip_query",
+    _ROUTE + "DirectResponseAction": "status body",
+    _MATCHER + "RegexMatchAndSubstitute": "pattern substitution",
+    _ROUTE + "RouteMatch": "prefix path path_separated_prefix safe_regex connect_matcher headers case_sensitive "
+    "query_parameters grpc",
+    _ROUTE + "RouteMatch.GrpcRouteMatchOptions": "",
+    _ROUTE + "QueryParameterMatcher": "name string_match present_match",
+    _TYPE + "Int64Range": "start end",
     _ROUTE + "RouteMatch.ConnectMatcher": "",
-    _ROUTE + "HeaderMatcher": "name string_match present_match invert_match",
+    _ROUTE + "HeaderMatcher": "name string_match range_match present_match invert_match treat_missing_header_as_empty",
     _ROUTE
     + "RouteAction": "hash_policy metadata_match cluster weighted_clusters timeout retry_policy upgrade_configs idle_timeout "
-    "max_stream_duration rate_limits priority",
+    "max_stream_duration rate_limits prefix_rewrite regex_rewrite host_rewrite_literal host_rewrite_header "
+    "host_rewrite_path_regex priority",
     _ROUTE + "RouteAction.MaxStreamDuration": "max_stream_duration grpc_timeout_header_max",
     _ROUTE + "RouteAction.UpgradeConfig": "upgrade_type connect_config enabled",
     _ROUTE + "RouteAction.UpgradeConfig.ConnectConfig": "",

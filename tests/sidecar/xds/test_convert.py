@@ -1,6 +1,7 @@
 """What Envoy's messages become, and which values are refused: with the place, the value, and what would be right."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,9 +19,12 @@ from sidecar.proxy.config import (
     Codec,
     ConnectionLife,
     Direction,
+    DirectResponse,
     EndpointConfig,
     HashPolicy,
     HashSource,
+    HeaderChange,
+    HeaderChanges,
     HeaderMatch,
     HttpFilter,
     LimitAction,
@@ -29,16 +33,21 @@ from sidecar.proxy.config import (
     LimiterConfig,
     LoadAssignment,
     LocalRateLimit,
+    OnExisting,
+    Redirect,
     ResetHeader,
     RetryPolicy,
+    Rewrite,
     Route,
     RouteMatch,
     Said,
     SecretRef,
     Thresholds,
+    ValuePart,
 )
 from sidecar.xds.bootstrap import load, parse
 from sidecar.xds.supported import ConfigError
+from tests.sidecar import bootstraps
 from tests.sidecar.bootstraps import ABSENT, changed
 from tests.sidecar.xds.everything import document
 
@@ -251,11 +260,6 @@ REFUSED: Final[dict[str, tuple[str, Any, str]]] = {
         ["a.shop", "A.shop"],
         'virtual_hosts[orders].domains: "A.shop" stands in two',
     ),
-    "a redirect": (
-        ROUTE,
-        {"match": {"prefix": "/"}, "redirect": {"host_redirect": "x"}},
-        ".redirect: this field is not supported",
-    ),
     "weights of nothing": (
         f"{HOST}.routes[1].route.weighted_clusters.clusters",
         [{"name": "stock", "weight": 0}],
@@ -269,7 +273,7 @@ REFUSED: Final[dict[str, tuple[str, Any, str]]] = {
     "a match of nothing": (
         f"{HOST}.routes[1].match",
         {},
-        "routes[1].match: prefix, path, safe_regex or connect_matcher",
+        "routes[1].match: prefix, path, path_separated_prefix, safe_regex or connect_matcher",
     ),
     "a broken regular expression": (
         f"{HOST}.routes[2].match.safe_regex.regex",
@@ -279,12 +283,7 @@ REFUSED: Final[dict[str, tuple[str, Any, str]]] = {
     "a header without a pattern": (
         f"{ROUTE}.match.headers[0].string_match",
         {},
-        "routes[0].match.headers[0].string_match: a pattern is needed",
-    ),
-    "a header in any case": (
-        f"{ROUTE}.match.headers[0].string_match.ignore_case",
-        True,
-        "routes[0].match.headers[0].string_match.ignore_case: is not supported",
+        "routes[0].match.headers[0].string_match: exact, prefix, suffix, contains or safe_regex is needed",
     ),
     "a condition for retries that nobody knows": (
         f"{ROUTE}.route.retry_policy.retry_on",
@@ -508,7 +507,7 @@ def test_listeners(tmp_path: Path) -> None:
 def test_routes(tmp_path: Path) -> None:
     manager = parse(document(tmp_path)).configuration.listeners[0].chains[0].manager
     assert manager is not None and manager.routes is not None
-    [host] = manager.routes.virtual_hosts
+    host, _ = manager.routes.virtual_hosts
     assert host.domains == ("orders.shop", "*.orders.shop")
     assert host.limit_actions == (LimitActions((LimitAction(Said.REMOTE_ADDRESS, "remote_address"),)),)
     assert host.overrides == (
@@ -591,6 +590,81 @@ def test_routes(tmp_path: Path) -> None:
         Route(RouteMatch(regex="/[a-z]+"), (("accounts", 1),), retry=retry, replay_limit=1000),
         Route(RouteMatch(connect=True), (("mesh", 1),), retry=retry, replay_limit=1000),
     )
+
+
+def text(value: bytes) -> tuple[ValuePart, ...]:
+    return (ValuePart(value),)
+
+
+def test_what_routes_change_and_answer(tmp_path: Path) -> None:
+    manager = parse(document(tmp_path)).configuration.listeners[0].chains[0].manager
+    assert manager is not None and manager.routes is not None
+    table = manager.routes
+    assert table.has_specific_last
+    assert table.request_changes == HeaderChanges((HeaderChange(b"x-table", text(b"t")),), (b"x-a",))
+    assert table.response_changes == HeaderChanges((HeaderChange(b"x-table", text(b"u")),), (b"x-b",))
+    host = table.virtual_hosts[1]
+    assert host.request_changes == HeaderChanges((HeaderChange(b"x-host", text(b"h"), OnExisting.KEEP),), (b"x-c",))
+    overwritten = HeaderChange(b"x-host", text(b"i"), OnExisting.OVERWRITE)
+    assert host.response_changes == HeaderChanges((overwritten,), (b"x-d",))
+    value = (ValuePart(b"<"), ValuePart(b"", b"x-a", b":path", 5), ValuePart(b">"))
+    stock = (("stock", 1),)
+    contains = HeaderMatch(b"x-v", contains=b"abc", ignore_case=True)
+    between = HeaderMatch(b"x-n", between=(-5, 5), missing_is_empty=True)
+    assert [replace(route, retry=None, labels=()) for route in host.routes] == [
+        Route(
+            RouteMatch(
+                path=b"/upper",
+                ignore_case=True,
+                is_grpc=True,
+                query=(HeaderMatch(b"a", exact=b"b"), HeaderMatch(b"c", present=False)),
+            ),
+            stock,
+            request_changes=HeaderChanges((HeaderChange(b"x-route", value, keeps_empty=True),), (b"x-e",)),
+            response_changes=HeaderChanges((HeaderChange(b"x-route", (ValuePart(b"5"), ValuePart(b"%"))),), (b"x-f",)),
+            rewrite=Rewrite(prefix=b"/new", host=b"new.shop"),
+        ),
+        Route(
+            RouteMatch(folder=b"/folder", headers=(contains, between)),
+            stock,
+            rewrite=Rewrite(pattern="(a)", substitution=r"\g<1>\\", host_pattern="/(.)", host_substitution=r"\g<1>"),
+        ),
+        Route(RouteMatch(prefix=b"/h"), stock, rewrite=Rewrite(host_header=b"x-to")),
+        Route(RouteMatch(prefix=b"/a"), (), answer=Redirect(302, b"https", b"there", 81, b"/p", None, True)),
+        Route(RouteMatch(prefix=b"/b"), (), answer=Redirect(scheme=b"ftp", rewrite=Rewrite(prefix=b"/q"))),
+        Route(RouteMatch(prefix=b"/c"), (), answer=Redirect(rewrite=Rewrite(pattern="c", substitution="d"))),
+        Route(RouteMatch(prefix=b"/d"), (), answer=DirectResponse(404, b"none")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"request_headers_to_add": [{"header": {"key": ":path", "value": "/x"}}]}, "cannot be changed here"),
+        ({"response_headers_to_remove": ["Host"]}, "cannot be changed here"),
+        ({"response_headers_to_add": [{"header": {"key": "x", "value": "%REQ(A)%"}}]}, "only %REQ"),
+        ({"request_headers_to_add": [{"header": {"key": "x", "value": "50%"}}]}, "only %REQ"),
+        (
+            {"route": {"cluster": "stock", "prefix_rewrite": "/", "regex_rewrite": {"substitution": ""}}},
+            "goes not with",
+        ),
+        (
+            {"route": {"cluster": "stock", "regex_rewrite": {"pattern": {"regex": "a"}, "substitution": r"\1"}}},
+            "names a group that is not there",
+        ),
+        ({"direct_response": {"status": 99}}, "200 to 599"),
+        ({"direct_response": {"status": 200, "body": {"inline_string": "x" * 5000}}}, "5000 bytes"),
+        ({"match": {"path_separated_prefix": "/x/"}, "route": {"cluster": "stock"}}, "is no path without /"),
+    ],
+)
+def test_changes_that_cannot_be_made_are_refused(change: dict[str, Any], fault: str) -> None:
+    listener = bootstraps.listener("main", 1, "stock")
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    manager["route_config"]["virtual_hosts"][0]["routes"] = [
+        {"match": {"prefix": "/"}, **({} if "direct_response" in change else {"route": {"cluster": "stock"}}), **change}
+    ]
+    with pytest.raises(ConfigError, match=fault):
+        parse(bootstraps.static([listener], [bootstraps.cluster("stock", 1)]))
 
 
 def test_control_planes_may_be_named_by_dns_and_calls_cannot_be_sent_there(tmp_path: Path) -> None:
