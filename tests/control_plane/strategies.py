@@ -151,6 +151,6 @@ def instances(draw: st.DrawFn) -> service_pb2.Instance:
         locality=service_pb2.Locality(
             region=draw(st.sampled_from(["", "eu"])), zone=draw(st.sampled_from(["", "eu-1"]))
         ),
-        health=draw(st.sampled_from(service_pb2.Health.values())),
+        health=draw(st.sampled_from([each for each in service_pb2.Health.values() if each != service_pb2.HELD])),
         node_id=draw(st.sampled_from(["", "node"])),
     )
