@@ -15,8 +15,10 @@ from remora.demo.fleet import Fleet
 
 PAUSE_S: Final = (0.8, 2.4)
 """Between two faults."""
-REST_S: Final = 8.0
+REST_S: Final = 6.0
 """An instance that was hit is left alone for so long: it starts, and its lease comes back."""
+MOST_RESTING: Final = 2
+"""So that purchases still happen: where nobody is there, nothing can go wrong."""
 
 
 class Chaos:
@@ -43,7 +45,7 @@ class Chaos:
             await asyncio.sleep(self._dice.uniform(*PAUSE_S))
             now = monotonic()
             rested = [name for name in self._restart if now - self._hit_at.get(name, -REST_S) >= REST_S]
-            if not rested:
+            if not rested or len(self._restart) - len(rested) >= MOST_RESTING:
                 continue
             victim, kind = self._dice.choice(rested), self._dice.choice(("machine", "machine", "sidecar"))
             self._hit_at[victim] = now

@@ -58,6 +58,8 @@ INSTANCES: Final = (
 SPARE: Final = (("transactions", "v1", 2), ("warehouse", "v2", 1), ("warehouse", "v3", 1))
 """Left out of a small demo."""
 COORDINATOR: Final = "transactions"
+SERVICES: Final = ("--services", f"*.{NAMESPACE}:50051")
+"""That branches of a transaction may call."""
 RATE: Final = 15
 """Purchases a second."""
 READERS: Final = 1000
@@ -274,7 +276,7 @@ class Market:
             return
         log = f"sqlite:///{self._data}/transactions.sqlite3"
         module = "apps.transactions.coordinator"
-        program = (sys.executable, "-m", module, "--log", log, "--name", f"{COORDINATOR}-{number}")
+        program = (sys.executable, "-m", module, "--log", log, "--name", f"{COORDINATOR}-{number}", *SERVICES)
         options = ("--port", str(self._coordinator_ports[number]))
         await start_instance(self.fleet, service, version, number, engine, program=program, options=options)
 
@@ -295,8 +297,6 @@ class Market:
     async def _shop(self) -> None:
         await self._start_shoppers()
         assert self._crowd is not None
-        self._screen.say(f"   shoppers buy: {RATE} purchases a second, seed {self._spec.seed}")
-        self._started = monotonic()
         self._screen.show(self._draw, self._lines)
         counting = await self.fleet.start(
             "reckoning", *self._reckoning(), "--every", str(TICK_S), piped=True, module="apps.bookstore.reckoning"
@@ -312,6 +312,9 @@ class Market:
                 background.create_task(self._crowd.run()),
                 background.create_task(self._follow(counting.process.stdout)),
             ]
+            await self._crowd.count(1, opening.START_TIMEOUT_S)
+            self._screen.say(f"   shoppers buy: {RATE} purchases a second, seed {self._spec.seed}")
+            self._started = monotonic()
             if self._spec.with_chaos:
                 tasks.append(background.create_task(self._chaos.run()))
             end = monotonic() + self._spec.for_s

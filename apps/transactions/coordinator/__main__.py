@@ -36,6 +36,7 @@ class Arguments:
     http: int
     settings: Settings
     is_log_synchronous: bool = True
+    identity_key: str = ""
 
 
 async def serve(arguments: Arguments, stop: asyncio.Event) -> int:
@@ -57,7 +58,7 @@ async def serve(arguments: Arguments, stop: asyncio.Event) -> int:
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     calls = Caller()
     async with Engine(log, calls, arguments.settings) as engine:
-        pb_grpc.add_CoordinatorServicer_to_server(CoordinatorService(engine), server)
+        pb_grpc.add_CoordinatorServicer_to_server(CoordinatorService(engine, arguments.identity_key), server)
         await server.start()
         await healths.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
         host = arguments.listen.rpartition(":")[0]
@@ -89,11 +90,25 @@ def main() -> int:
     parser.add_argument(
         "--name", default="", help="unique among the replicas; default: the host's name and the address"
     )
+    parser.add_argument(
+        "--services",
+        default="*",
+        metavar="PATTERNS",
+        help="HOST:PORT that branches may call, such as *.shop:50051,*.bank:*",
+    )
+    parser.add_argument(
+        "--identity",
+        default="",
+        metavar="KEY",
+        help="metadata key that says who calls, such as x-forwarded-client-cert",
+    )
     given = parser.parse_args()
     name = given.name or f"{socket.gethostname()}-{given.listen if not given.listen.endswith(':0') else os.getpid()}"
+    services = tuple(each for each in given.services.split(",") if each)
+    settings = Settings(name, services=services)
     if given.http:
         start_http_server(given.http, "127.0.0.1")
-    return asyncio.run(_run(Arguments(given.listen, given.log, given.http, Settings(name))))
+    return asyncio.run(_run(Arguments(given.listen, given.log, given.http, settings, identity_key=given.identity.lower())))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Refuses transactions that cannot be carried out, before anything is written. Every complaint names the field, the value and the way out."""
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ MAX_TIMEOUT_S: Final = 30 * 86_400.0
 MAX_TARGET: Final = 300
 """Characters."""
 SCHEMES: Final = ("grpc",)
+ANY: Final = ("*",)
 
 _NEEDS: Final = {
     Mode.SAGA: ("forward", "undo"),
@@ -40,8 +42,8 @@ class IllFormed(Exception):
         self.reason = reason
 
 
-def check(transaction: Transaction) -> None:
-    """Raises IllFormed."""
+def check(transaction: Transaction, services: Sequence[str] = ANY) -> None:
+    """`services`: patterns of HOST:PORT that may be called. Raises IllFormed."""
     wrong = complaint("gid", transaction.gid, MAX_GID)
     if wrong is not None:
         raise IllFormed("BAD_NAME", wrong)
@@ -52,17 +54,17 @@ def check(transaction: Transaction) -> None:
     if options.forward_only and transaction.mode is not Mode.SAGA:
         raise IllFormed("BAD_OPTION", f"options.forward_only: only a saga can be, not {transaction.mode}")
     if options.query is not None:
-        _check_call("options.query", options.query)
+        _check_call("options.query", options.query, services)
     elif transaction.mode is Mode.MESSAGE and not transaction.is_whole:
         raise IllFormed(
             "NO_QUERY", "options.query: is missing; without it nobody can say whether the initiator committed"
         )
     if transaction.is_whole and not transaction.branches:
         raise IllFormed("NO_BRANCH", "branches: there are none; give at least one")
-    check_branches(transaction.mode, transaction.branches)
+    check_branches(transaction.mode, transaction.branches, services)
 
 
-def check_branches(mode: Mode, branches: Sequence[Branch]) -> None:
+def check_branches(mode: Mode, branches: Sequence[Branch], services: Sequence[str] = ANY) -> None:
     """All branches of a transaction together. Raises IllFormed."""
     if len(branches) > MAX_BRANCHES:
         raise IllFormed(
@@ -78,21 +80,21 @@ def check_branches(mode: Mode, branches: Sequence[Branch]) -> None:
         if branch.name in names:
             raise IllFormed("BRANCH_TWICE", f'{where}.name: "{branch.name}" is there already; names are unique')
         names.add(branch.name)
-        _check_calls(mode, where, branch)
+        _check_calls(mode, where, branch, services)
         total += sum(len(call.body) for call in (branch.forward, branch.finish, branch.undo) if call is not None)
     if total > MAX_TOTAL_BYTES:
         raise IllFormed("PAYLOAD_LIMIT", f"branches: {total} bytes of requests; at most {MAX_TOTAL_BYTES} are taken")
     _check_graph(branches, names)
 
 
-def _check_calls(mode: Mode, where: str, branch: Branch) -> None:
+def _check_calls(mode: Mode, where: str, branch: Branch, services: Sequence[str]) -> None:
     calls = {"forward": branch.forward, "finish": branch.finish, "undo": branch.undo}
     meanings = _MEANINGS[mode]
     for field, call in calls.items():
         if call is not None:
             if (field not in meanings and field != "forward") or (field == "forward" and mode is Mode.MESSAGE):
                 raise IllFormed("BAD_CALL", f"{where}.{field}: a {mode} has no such call; leave it out")
-            _check_call(f"{where}.{field}", call)
+            _check_call(f"{where}.{field}", call, services)
     if branch.cannot_be_undone and mode is not Mode.SAGA:
         raise IllFormed("BAD_OPTION", f"{where}.cannot_be_undone: only a saga's step can be so, not {mode}")
     if branch.cannot_be_undone and branch.undo is not None:
@@ -106,7 +108,7 @@ def _check_calls(mode: Mode, where: str, branch: Branch) -> None:
             raise IllFormed("NO_COMPENSATION" if field == "undo" else "NO_CALL", text)
 
 
-def _check_call(where: str, call: Call) -> None:
+def _check_call(where: str, call: Call, services: Sequence[str]) -> None:
     parts = urlsplit(call.target)
     if parts.scheme not in SCHEMES:
         known = ", ".join(f"{each}://" for each in SCHEMES)
@@ -122,6 +124,9 @@ def _check_call(where: str, call: Call) -> None:
     if not parts.netloc or len(steps) != 3 or not all(steps[1:]) or parts.query or parts.fragment:
         text = f'{where}.target: "{call.target[:100]}" is not grpc://HOST:PORT/PACKAGE.SERVICE/METHOD'
         raise IllFormed("BAD_TARGET", text)
+    if not any(fnmatchcase(parts.netloc, pattern) for pattern in services):
+        text = f'{where}.target: "{parts.netloc[:100]}" is no service that may be called; {", ".join(services)} may'
+        raise IllFormed("UNKNOWN_SERVICE", text)
     if len(call.body) > MAX_BODY_BYTES:
         text = f"{where}.body: {len(call.body)} bytes; at most {MAX_BODY_BYTES} are taken"
         raise IllFormed("PAYLOAD_LIMIT", text)

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Final
 
-from apps.transactions.coordinator.machine import Branch, Call, Options, Progress, Transaction
+from apps.transactions.coordinator.machine import Branch, Call, Event, Options, Progress, Transaction
 from apps.transactions.coordinator.states import BranchState, Mode, State
 from proto.transactions.v1 import coordinator_pb2 as pb
 
@@ -43,6 +43,11 @@ def to_message(transaction: Transaction, token: int = 0, owner: str = "") -> pb.
         token=token,
         owner=owner,
         is_whole=transaction.is_whole,
+        initiator=transaction.initiator,
+        events=[
+            pb.Event(at=each.at, what=each.what, branch=each.branch, op=each.op, message=each.message)
+            for each in transaction.events
+        ],
     )
 
 
@@ -63,6 +68,8 @@ def from_message(message: pb.Transaction) -> Transaction:
         is_dead_letter=message.is_dead_letter,
         is_past_return=message.is_past_return,
         is_whole=message.is_whole,
+        initiator=message.initiator,
+        events=tuple(Event(each.at, each.what, each.branch, each.op, each.message) for each in message.events),
     )
 
 

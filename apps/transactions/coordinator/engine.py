@@ -22,7 +22,7 @@ import grpc
 
 from apps.transactions.context import BranchCall, Verdict
 from apps.transactions.coordinator import codec, metrics
-from apps.transactions.coordinator.check import IllFormed, check, check_branches
+from apps.transactions.coordinator.check import ANY, IllFormed, check, check_branches
 from apps.transactions.coordinator.log import Fenced, Log, LogUnavailable, Record, SessionLost
 from apps.transactions.coordinator.machine import Asked, Branch, Machine, Options, Retries, Transaction
 from apps.transactions.coordinator.states import ENDS, Mode, Signal, State
@@ -56,6 +56,8 @@ class Settings:
     keep_s: float = 7 * 86_400.0
     """Ended transactions are kept for so long after they were made; then their gid means nothing any more."""
     retries: Retries = field(default_factory=Retries)
+    services: tuple[str, ...] = ANY
+    """Patterns of HOST:PORT that branches may call."""
 
 
 T = TypeVar("T")
@@ -151,24 +153,32 @@ class Engine:
 
     # What is asked from outside.
 
-    async def begin(self, gid: str, mode: Mode, branches: tuple[Branch, ...], options: Options) -> Transaction:
+    # `caller` is whoever asks, if anybody can tell: a transaction is its initiator's.
+
+    async def begin(
+        self, gid: str, mode: Mode, branches: tuple[Branch, ...], options: Options, caller: str = ""
+    ) -> Transaction:
         """Open a transaction; the same again finds it. Raises Refusal, IllFormed, LogUnavailable."""
         if not options.timeout_s:
             options = Options(OPEN_TIMEOUT_S, options.forward_only, options.query)
-        made = Transaction(gid or uuid.uuid4().hex, mode, branches, options, self._clock())
-        check(made)
+        made = Transaction(gid or uuid.uuid4().hex, mode, branches, options, self._clock(), initiator=caller)
+        check(made, self._settings.services)
         return await self._create(made, None)
 
-    async def submit_whole(self, gid: str, mode: Mode, branches: tuple[Branch, ...], options: Options) -> Transaction:
+    async def submit_whole(
+        self, gid: str, mode: Mode, branches: tuple[Branch, ...], options: Options, caller: str = ""
+    ) -> Transaction:
         """Take a whole transaction; the same again finds it. Raises Refusal, IllFormed, LogUnavailable."""
-        made = Transaction(gid or uuid.uuid4().hex, mode, branches, options, self._clock(), is_whole=True)
-        check(made)
+        gid = gid or uuid.uuid4().hex
+        made = Transaction(gid, mode, branches, options, self._clock(), is_whole=True, initiator=caller)
+        check(made, self._settings.services)
         return await self._create(made, Signal.SUBMITTED)
 
-    async def add(self, gid: str, branches: tuple[Branch, ...]) -> Transaction:
+    async def add(self, gid: str, branches: tuple[Branch, ...], caller: str = "") -> Transaction:
         """Raises Refusal, IllFormed, LogUnavailable."""
 
         def act(machine: Machine) -> None:
+            _require_right(machine.transaction, caller)
             known = {each.name: each for each in machine.transaction.branches}
             new = [each for each in branches if known.get(each.name) != each]
             if not new:
@@ -176,25 +186,27 @@ class Engine:
             _raise_if_rolled_back(machine)
             if machine.state is not State.OPEN:
                 raise _too_late(machine, "takes no more branches")
-            check_branches(machine.transaction.mode, [*machine.transaction.branches, *new])
-            machine.add(new)
+            check_branches(machine.transaction.mode, [*machine.transaction.branches, *new], self._settings.services)
+            machine.add(new, self._clock())
 
         return await self._change(gid, act)
 
-    async def submit(self, gid: str) -> Transaction:
+    async def submit(self, gid: str, caller: str = "") -> Transaction:
         """Decide for an open transaction. Raises Refusal, LogUnavailable."""
 
         def act(machine: Machine) -> None:
+            _require_right(machine.transaction, caller)
             if machine.signal(Signal.SUBMITTED, "", self._clock()):
                 return
             _raise_if_rolled_back(machine)
 
         return await self._change(gid, act)
 
-    async def abort(self, gid: str, reason: str) -> Transaction:
+    async def abort(self, gid: str, reason: str, caller: str = "") -> Transaction:
         """Take an undecided transaction back. Raises Refusal, LogUnavailable."""
 
         def act(machine: Machine) -> None:
+            _require_right(machine.transaction, caller)
             if machine.state in (State.UNDOING, State.FAILED, State.ASKING):
                 return
             if not machine.signal(Signal.ABORT_ASKED, reason or "abort asked", self._clock()):
@@ -284,6 +296,7 @@ class Engine:
 
     async def _existing(self, made: Transaction) -> Transaction:
         there = _transaction(await self._record(made.gid))
+        _require_right(there, made.initiator)
         asked = codec.digest(made.mode, made.branches, made.options)
         # An open transaction may have got branches since.
         branches = there.branches if made.is_whole else there.branches[: len(made.branches)]
@@ -505,6 +518,12 @@ class Engine:
 
 def _transaction(record: Record) -> Transaction:
     return codec.from_message(pb.Transaction.FromString(record.value))
+
+
+def _require_right(transaction: Transaction, caller: str) -> None:
+    if transaction.initiator and transaction.initiator != caller:
+        text = f'{transaction.gid} was begun by somebody else, and not by "{caller}"; choose another gid'
+        raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "NOT_YOURS", text)
 
 
 def _too_late(machine: Machine, what: str) -> Refusal:

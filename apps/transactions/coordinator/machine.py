@@ -13,7 +13,7 @@ never was is empty, and keeps a late call out.
 """
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -22,6 +22,8 @@ from apps.transactions.coordinator.states import ENDS, OPS, TRANSITIONS, BranchS
 
 QUERY_INDEX: Final = -1
 """Stands for the question to the initiator where a branch's index is meant."""
+MAX_EVENTS: Final = 60
+"""Of one transaction that are kept: beyond it, those in the middle go."""
 MAX_ERROR: Final = 300
 """Characters of a participant's message that are kept."""
 
@@ -62,6 +64,17 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened, for people who look later."""
+
+    at: float
+    what: str
+    branch: str = ""
+    op: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Transaction:
     """What the log keeps."""
 
@@ -78,6 +91,9 @@ class Transaction:
     is_past_return: bool = False
     is_whole: bool = False
     query: Progress = Progress()
+    initiator: str = ""
+    """Who began it; empty: nobody knows, and anybody may go on with it."""
+    events: tuple[Event, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +169,7 @@ class Machine:
             self._suspect_calls()
         self._query = _Branch(QUERY_INDEX, Branch("query"), BranchState.WAITING, transaction.query.attempts)
         self._is_dirty = not is_from_log
+        self._events = list(transaction.events)
 
     @property
     def transaction(self) -> Transaction:
@@ -167,6 +184,7 @@ class Machine:
             is_dead_letter=self.is_dead_letter,
             is_past_return=self._is_past_return,
             query=Progress(attempts=self._query.attempts, last_error=self._query.last_error),
+            events=tuple(self._events),
         )
 
     @property
@@ -183,12 +201,14 @@ class Machine:
         """`transaction` is durable as it stands."""
         self._is_dirty = False
 
-    def add(self, branches: Iterable[Branch]) -> None:
+    def add(self, branches: Sequence[Branch], now: float) -> None:
         """More branches, while it is open."""
         if self.state is not State.OPEN:
             raise ValueError(f"{self.gid} is {self.state}; only an open transaction takes branches")
         start = len(self._branches)
         self._branches += [_Branch(start + number, each, BranchState.WAITING) for number, each in enumerate(branches)]
+        for each in branches:
+            self._note(now, "added", each.name)
         self._is_dirty = True
 
     def signal(self, signal: Signal, reason: str, now: float) -> bool:
@@ -206,6 +226,7 @@ class Machine:
             self._suspect_calls()
         self.state = new
         self._reason = reason or self._reason
+        self._note(now, signal.value, message=reason)
         self._is_dirty = True
         for each in (*self._branches, self._query):
             each.attempts, each.next_at = 0, now
@@ -233,6 +254,7 @@ class Machine:
         for branch, asked in wanted:
             if branch.next_at <= now:
                 self._note_call(branch, asked)
+                self._note(now, "call", branch.spec.name, asked.op)
         later = [branch.next_at for branch, _ in wanted if branch.next_at > now]
         deadline = self._deadline()
         if deadline is not None:
@@ -244,6 +266,7 @@ class Machine:
         """A call that `step` asked for came back."""
         branch = self._query if asked.index == QUERY_INDEX else self._branches[asked.index]
         branch.in_flight.discard(asked.op)
+        self._note(now, verdict.value, branch.spec.name, asked.op, message)
         if asked.op not in self._current_ops():
             return  # an answer to what is no longer asked: the barrier has seen to it
         match verdict:
@@ -260,6 +283,12 @@ class Machine:
                 self.signal(Signal.REFUSED, f"{branch.spec.name}: {message[:MAX_ERROR]}", now)
             case _:
                 self._failed(branch, message, now)
+
+    def _note(self, now: float, what: str, branch: str = "", op: str = "", message: str = "") -> None:
+        """For people: decides nothing, and is worth no write of its own."""
+        self._events.append(Event(now, what, branch, op, message[:MAX_ERROR]))
+        if len(self._events) > MAX_EVENTS:
+            del self._events[MAX_EVENTS // 2]
 
     # What happens to a branch.
 

@@ -20,6 +20,8 @@ MAX_MESSAGE_BYTES: Final = 2 * MAX_TOTAL_BYTES
 """Above what `check` takes, so that the refusal says why."""
 MAX_PAGE: Final = 1000
 DEFAULT_PAGE: Final = 100
+NOBODY: Final = "nobody"
+"""A caller without an identity, where callers have one."""
 _DETAILS_KEY: Final = "grpc-status-details-bin"
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -29,32 +31,40 @@ T = TypeVar("T")
 class CoordinatorService(pb_grpc.CoordinatorServicer):
     """See proto/transactions/v1/coordinator.proto."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, identity_key: str = "") -> None:
+        """`identity_key`: the metadata key in which whoever stands before the coordinator says who calls. Empty: nobody can tell."""
         self._engine = engine
+        self._identity_key = identity_key
 
     async def Begin(self, request: pb.BeginRequest, context: Context) -> pb.Transaction:
         mode = await self._mode(request.mode, context)
         branches, options = codec.branches_of(request.branches), codec.options_of(request.options)
-        return codec.to_message(await _answered(self._engine.begin(request.gid, mode, branches, options), context))
+        return codec.to_message(
+            await _answered(self._engine.begin(request.gid, mode, branches, options, self._caller(context)), context)
+        )
 
     async def AddBranch(self, request: pb.AddBranchRequest, context: Context) -> pb.Transaction:
         return codec.to_message(
-            await _answered(self._engine.add(request.gid, codec.branches_of(request.branches)), context)
+            await _answered(
+                self._engine.add(request.gid, codec.branches_of(request.branches), self._caller(context)), context
+            )
         )
 
     async def Submit(self, request: pb.SubmitRequest, context: Context) -> pb.Transaction:
         await self._check_wait(request.wait_s, context)
         if request.mode == pb.MODE_UNSPECIFIED and not request.branches:
-            made = await _answered(self._engine.submit(request.gid), context)
+            made = await _answered(self._engine.submit(request.gid, self._caller(context)), context)
         else:
             mode = await self._mode(request.mode, context)
             branches, options = codec.branches_of(request.branches), codec.options_of(request.options)
-            made = await _answered(self._engine.submit_whole(request.gid, mode, branches, options), context)
+            made = await _answered(
+                self._engine.submit_whole(request.gid, mode, branches, options, self._caller(context)), context
+            )
         return await self._after(made, request.wait_s, context)
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.Transaction:
         await self._check_wait(request.wait_s, context)
-        made = await _answered(self._engine.abort(request.gid, request.reason), context)
+        made = await _answered(self._engine.abort(request.gid, request.reason, self._caller(context)), context)
         return await self._after(made, request.wait_s, context)
 
     async def Query(self, request: pb.QueryRequest, context: Context) -> pb.Transaction:
@@ -84,6 +94,16 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
 
     async def Force(self, request: pb.ForceRequest, context: Context) -> pb.Transaction:
         return codec.to_message(await _answered(self._engine.force(request.gid, request.reason), context))
+
+    def _caller(self, context: Context) -> str:
+        """Who calls; empty if nobody can tell. Of `x-forwarded-client-cert`, the SPIFFE id of the last certificate."""
+        if not self._identity_key:
+            return ""
+        for key, value in context.invocation_metadata() or ():
+            if key == self._identity_key and isinstance(value, str):
+                certificates = [part for part in value.rpartition(",")[2].split(";") if part.startswith("URI=")]
+                return certificates[-1].removeprefix("URI=") if certificates else value
+        return NOBODY
 
     async def _mode(self, number: int, context: Context) -> Mode:
         mode = codec.mode_of(number)
