@@ -7,10 +7,8 @@ call draws one of them first, as Envoy does (`LoadBalancerBase`, `ZoneAwareLoadB
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import Enum
 from random import Random
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic
 
 from sidecar.policy import hashing, priority
 from sidecar.policy.balance import (
@@ -21,52 +19,15 @@ from sidecar.policy.balance import (
     PeakEwma,
     RandomChoice,
     RoundRobin,
-    Timed,
-    Warming,
     WeightedLeastRequest,
     WeightedRoundRobin,
     Wish,
 )
 from sidecar.policy.balancing import Assignment, Balance, Balancing
+from sidecar.policy.hosts import Group, H, Health, Level
 from sidecar.policy.zones import Home, Locality, Zoning, zoning
 
 _CHANCES: Final = 2**32
-
-
-class Health(Enum):
-    """How a host is, as far as balancing looks at it."""
-
-    HEALTHY = "healthy"
-    DEGRADED = "degraded"
-    """Takes calls when the healthy ones are too few."""
-    UNHEALTHY = "unhealthy"
-    LEAVING = "leaving"
-    """Goes on purpose, so it is no sign of trouble: it gets no calls and counts for no panic."""
-
-
-class Host(Warming, Timed, Protocol):
-    """What is read of a host here."""
-
-    health: Health
-    hash_name: bytes
-    """By what it is found in consistent hashing."""
-
-
-H = TypeVar("H", bound=Host)
-
-
-@dataclass(frozen=True, slots=True)
-class Group(Generic[H]):
-    """The hosts of one locality, on one level."""
-
-    locality: Locality
-    weight: int
-    """Beside the other localities; 0 gets no calls where localities are weighted."""
-    hosts: tuple[H, ...]
-
-
-Level = tuple[Group[H], ...]
-"""One priority level: its localities."""
 
 
 class Nobody(Generic[H]):

@@ -10,7 +10,8 @@ from typing import Generic, Protocol, TypeVar
 
 from sidecar.policy.balance import ANY, Balancer, Wish
 from sidecar.policy.balancing import Fallback, Labels, Subsetting
-from sidecar.policy.spread import Group, Host, Lazily, Level
+from sidecar.policy.hosts import Group, Host, Level
+from sidecar.policy.spread import Lazily
 
 
 class Labelled(Host, Protocol):

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final, cast
 
 from sidecar.policy.balance import ANY, Balancer, Latency
 from sidecar.policy.balancing import Assignment, Balance
+from sidecar.policy.hosts import Group, Health, Level
 from sidecar.policy.retry import Cause, most_retries
-from sidecar.policy.spread import Group, Health, Level, Nobody, home_of, spread
+from sidecar.policy.spread import Nobody, home_of, spread
 from sidecar.policy.subset import Subsets
 from sidecar.policy.zones import Home, Locality
 from sidecar.proxy import attempts

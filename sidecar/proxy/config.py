@@ -9,8 +9,8 @@ from enum import Enum
 
 from sidecar.http2.connection import Settings
 from sidecar.policy.balancing import Assignment, Balancing, Labels
+from sidecar.policy.hosts import Health
 from sidecar.policy.outlier import OutlierDetection
-from sidecar.policy.spread import Health
 from sidecar.policy.zones import Locality
 
 

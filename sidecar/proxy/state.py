@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from sidecar.policy.spread import Health
+from sidecar.policy.hosts import Health
 from sidecar.proxy.cluster import Cluster, Endpoint, Load
 from sidecar.telemetry.clusters import ClusterState, EndpointState, LimitState
 

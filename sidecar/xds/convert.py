@@ -14,8 +14,8 @@ from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 
 from sidecar.http2.connection import Settings
 from sidecar.policy.balancing import Assignment, Labels
+from sidecar.policy.hosts import Health
 from sidecar.policy.priority import OVERPROVISIONING
-from sidecar.policy.spread import Health
 from sidecar.policy.zones import Locality
 from sidecar.proxy.config import (
     ChainMatch,

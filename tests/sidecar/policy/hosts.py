@@ -4,7 +4,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 from sidecar.policy.balance import Latency
-from sidecar.policy.spread import Group, Health, Level
+from sidecar.policy.hosts import Group, Health, Level
 
 
 @dataclass(eq=False)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from sidecar.policy.balance import ANY, SlowStart, Wish
 from sidecar.policy.balancing import Balance, Balancing, Selector, Subsetting, ZoneAware
+from sidecar.policy.hosts import Group, Health
 from sidecar.policy.priority import Census
-from sidecar.policy.spread import Group, Health, home_of, spread
+from sidecar.policy.spread import home_of, spread
 from sidecar.policy.subset import Subsets
 from sidecar.policy.zones import Home
 from tests.differential.compare import CHI_SQUARE_LIMIT, chi_square

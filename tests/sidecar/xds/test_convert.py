@@ -10,8 +10,8 @@ import pytest
 from sidecar.http2.connection import Settings
 from sidecar.policy.balance import SlowStart
 from sidecar.policy.balancing import Balance, Balancing
+from sidecar.policy.hosts import Health
 from sidecar.policy.outlier import OutlierDetection
-from sidecar.policy.spread import Health
 from sidecar.proxy.config import (
     Algorithm,
     Budget,
