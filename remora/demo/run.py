@@ -33,6 +33,7 @@ INSTANCES: Final = (
     ("orders", "v1", 1),
 )
 """Service, version, number."""
+_PROXYLESS_TARGET: Final = f"xds:///orders.{NAMESPACE}"
 SETTLE_TIMEOUT_S: Final = 20.0
 RATE: Final = 80
 """Purchases a second."""
@@ -139,6 +140,8 @@ class Demo:
         start = monotonic()
         before = await self._audit()
         tour.expect("money and stock are complete at the start", _counted(before), not before["wrong"])
+        if self._spec.engine == "mixed":
+            await tour.three_data_planes()
         await tour.run()
         await asyncio.sleep(max(0.0, self._spec.for_s - (monotonic() - start)))
         await self._settle(tour)
@@ -176,6 +179,8 @@ class Demo:
         screen.say("   look from another terminal: remora status; remora endpoints warehouse.shop", "dim")
 
     async def _start_shoppers(self) -> asyncio.subprocess.Process:
+        if self._spec.engine == "mixed":
+            return await self._start_proxyless_shoppers()
         words = ["--orders", f"orders.{NAMESPACE}:50051", "--rate", str(RATE), "--seed", str(SEED), "--every", "0.2s"]
         member = await self._fleet.start(
             SHOPPERS,
@@ -184,6 +189,25 @@ class Demo:
             piped=True,
         )
         self._screen.say(f"   shoppers buy: {RATE} purchases a second, seed {SEED}")
+        return member.process
+
+    async def _start_proxyless_shoppers(self) -> asyncio.subprocess.Process:
+        """Without a sidecar: the program's own gRPC library is the data plane."""
+        screen = self._screen
+        words = ("--engine", "grpc", "--service", f"{SHOPPERS}.{NAMESPACE}", "--node", SHOPPERS)
+        screen.type(f"remora bootstrap {' '.join(words)} > shoppers.json")
+        _, made = await self._fleet.ask("remora", "bootstrap", *words, with_errors=False)
+        file = self._fleet.directory / "shoppers.json"
+        file.write_bytes(made)
+        screen.type(f"GRPC_XDS_BOOTSTRAP=shoppers.json python -m apps.bookstore.shoppers --orders {_PROXYLESS_TARGET}")
+        member = await self._fleet.start(
+            SHOPPERS,
+            *("--orders", _PROXYLESS_TARGET, "--rate", str(RATE), "--seed", str(SEED), "--every", "0.2s"),
+            env={"GRPC_XDS_BOOTSTRAP": str(file)},
+            piped=True,
+            module="apps.bookstore.shoppers",
+        )
+        screen.say(f"   shoppers buy, with no sidecar: {RATE} purchases a second, seed {SEED}")
         return member.process
 
     # -- end ----------------------------------------------------------------------------------------

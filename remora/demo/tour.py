@@ -5,6 +5,7 @@ Bounds on shares are four standard deviations of a fair draw, so that a correct 
 
 import asyncio
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -122,6 +123,18 @@ class Tour:
             self._unlimit,
         ):
             await step()
+
+    async def three_data_planes(self) -> None:
+        """Of a mixed fleet: each kind is there, and takes what it is told."""
+        await self._type("status")
+        nodes = await self._observer.nodes()
+        engines = Counter(node.engine for node in nodes)
+        refused = [node.id for node in nodes if any(each.version_nacked for each in node.types)]
+        self.expect(
+            "one mesh of three data planes: Remora's sidecar, Envoy, gRPC's own; none refuses what it is told",
+            ", ".join(f"{count} {engine}" for engine, count in sorted(engines.items())) + f"; {len(refused)} refuse",
+            set(engines) == {"remora", "envoy", "grpc"} and not refused,
+        )
 
     async def _spread(self) -> None:
         self._heading("Calls are spread over the instances of a service")
