@@ -105,7 +105,7 @@ def envoy(spec: NodeSpec) -> dict[str, Any]:
         ],
         "dynamic_resources": {
             "ads_config": {
-                "api_type": "GRPC",
+                "api_type": "DELTA_GRPC",
                 "transport_api_version": "V3",
                 "grpc_services": [{"envoy_grpc": {"cluster_name": "control_plane"}}],
             },

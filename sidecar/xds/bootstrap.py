@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from envoy.config.bootstrap.v3 import bootstrap_pb2
 from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.core.v3 import config_source_pb2
 from google.protobuf import json_format
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -16,6 +17,8 @@ from sidecar.proxy.config import Configuration, Limits, SecretRef
 from sidecar.xds import convert, runtime, tls
 from sidecar.xds.supported import ConfigError, refuse_unsupported
 
+_GRPC: Final = config_source_pb2.ApiConfigSource.GRPC
+_DELTA_GRPC: Final = config_source_pb2.ApiConfigSource.DELTA_GRPC
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -29,6 +32,8 @@ class Bootstrap:
     """Where the admin endpoint listens; None for nowhere."""
     ads: tuple[tuple[str, int], ...]
     """HOST, PORT of every control plane that can be asked; empty if the configuration is all static."""
+    is_delta: bool
+    """They are asked by delta, not by state of the world."""
     limits: Limits
     """From `layered_runtime`."""
     node: bytes
@@ -102,6 +107,7 @@ def parse(document: dict[str, Any]) -> Bootstrap:
         if message.HasField("admin")
         else None,
         ads=ads,
+        is_delta=message.dynamic_resources.ads_config.api_type == _DELTA_GRPC,
         limits=runtime.limits(message.layered_runtime),
         node=message.node.SerializeToString(deterministic=True),
         secret_sources=tuple(sources.items()),
@@ -171,8 +177,8 @@ def _control_plane(message: Any) -> Any:
         return None
     dynamic = message.dynamic_resources
     path = "dynamic_resources.ads_config"
-    if dynamic.ads_config.api_type != 2 or len(dynamic.ads_config.grpc_services) != 1:
-        raise ConfigError(path, "api_type GRPC with one grpc_service is needed (RMR0123)")
+    if dynamic.ads_config.api_type not in (_GRPC, _DELTA_GRPC) or len(dynamic.ads_config.grpc_services) != 1:
+        raise ConfigError(path, "api_type GRPC or DELTA_GRPC with one grpc_service is needed (RMR0123)")
     for field in ("lds_config", "cds_config"):
         if not getattr(dynamic, field).HasField("ads"):
             raise ConfigError(f"dynamic_resources.{field}", "`ads: {}` is needed (RMR0123)")

@@ -1,4 +1,4 @@
-"""The ADS client: keeps the proxy at what the control plane says (xDS v3, state of the world).
+"""The ADS client: keeps the proxy at what the control plane says (xDS v3, state of the world or delta).
 
 Resources are accepted or refused as a whole response, as the protocol wants; what was accepted last stays in force until something
 better comes, also while the control plane is away. It is kept on disk too (`keeper`): a process that starts and gets nothing from a
@@ -8,7 +8,6 @@ control plane within two seconds goes by what is kept there.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from random import Random
 from typing import Any, Final
@@ -16,10 +15,8 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 from envoy.config.core.v3 import base_pb2
-from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
-from google.rpc import status_pb2
 
 from sidecar.proxy.config import Configuration, RouteTable
 from sidecar.proxy.listener import ListenError
@@ -27,18 +24,22 @@ from sidecar.proxy.proxy import Proxy
 from sidecar.telemetry.stats import Stats
 from sidecar.xds import convert
 from sidecar.xds.bootstrap import Bootstrap, check_secrets
+from sidecar.xds.discovery import (
+    CLUSTER,
+    ENDPOINTS,
+    LISTENER,
+    ROUTES,
+    Delta,
+    StateOfTheWorld,
+    Subscription,
+    Variant,
+)
 from sidecar.xds.keeper import Keeper
 from sidecar.xds.secrets import SecretsClient
 from sidecar.xds.snapshot import Part, Snapshot
 from sidecar.xds.supported import ConfigError, unpack
 
 log = logging.getLogger("remora.xds")
-
-_PREFIX: Final = "type.googleapis.com/envoy.config."
-CLUSTER: Final = _PREFIX + "cluster.v3.Cluster"
-ENDPOINTS: Final = _PREFIX + "endpoint.v3.ClusterLoadAssignment"
-LISTENER: Final = _PREFIX + "listener.v3.Listener"
-ROUTES: Final = _PREFIX + "route.v3.RouteConfiguration"
 
 FIRST_BACKOFF_S: Final = 0.2
 LONGEST_BACKOFF_S: Final = 5.0
@@ -56,7 +57,6 @@ KEEPALIVE: Final = (
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.enable_http_proxy", 0),
 )
-_METHOD: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
 
 
 def _routes(message: Any) -> RouteTable:
@@ -86,20 +86,6 @@ async def _connected(channel: grpc.aio.Channel) -> None:
             state = channel.get_state(try_to_connect=True)
 
 
-@dataclass(slots=True)
-class _Subscription:
-    """One type of resource: what is asked for, what is in force."""
-
-    type_url: str
-    names: tuple[str, ...] = ()
-    """Empty is the wildcard of CDS and LDS; EDS and RDS with no names are not asked for."""
-    version: str = ""
-    nonce: str = ""
-    resources: dict[str, tuple[bytes, Any]] = field(default_factory=dict)
-    """By name: packed bytes and what they were converted to, so that what did not change is not converted again."""
-    is_asked: bool = False
-
-
 class AdsClient:
     """One stream at a time to the control plane; `run` never ends by itself."""
 
@@ -114,6 +100,7 @@ class AdsClient:
         node.user_agent_version = "0.1.0"
         self._node = node
         self._static = bootstrap.configuration
+        self._variant: Variant = Delta() if bootstrap.is_delta else StateOfTheWorld()
         self._proxy = proxy
         self._stats = stats
         self._is_ready = is_ready
@@ -126,7 +113,7 @@ class AdsClient:
         self._is_open = False
         self._chance = Random()
         self._chance.shuffle(self._targets)  # so that sidecars spread over the control planes
-        self._types = {url: _Subscription(url) for url in (CLUSTER, ENDPOINTS, LISTENER, ROUTES)}
+        self._types = {url: Subscription(url) for url in (CLUSTER, ENDPOINTS, LISTENER, ROUTES)}
         self._requests: asyncio.Queue[Any] = asyncio.Queue()
 
     async def run(self) -> None:
@@ -242,12 +229,11 @@ class AdsClient:
         self._requests = asyncio.Queue()
         self._is_open = True
         for subscription in self._types.values():
-            subscription.nonce = ""
-            subscription.is_asked = False
+            subscription.begin()
         call = channel.stream_stream(
-            _METHOD,
-            request_serializer=discovery_pb2.DiscoveryRequest.SerializeToString,
-            response_deserializer=discovery_pb2.DiscoveryResponse.FromString,
+            self._variant.method,
+            request_serializer=self._variant.request_type.SerializeToString,
+            response_deserializer=self._variant.response_type.FromString,
         )(self._outgoing())
         self._ask(self._types[CLUSTER])
         self._ask(self._types[LISTENER])
@@ -263,17 +249,10 @@ class AdsClient:
         while True:
             yield await self._requests.get()
 
-    def _ask(self, subscription: _Subscription, fault: str = "") -> None:
+    def _ask(self, subscription: Subscription, fault: str = "") -> None:
         """Send a request: the first one, an ACK, a NACK, or one with other names."""
-        request = discovery_pb2.DiscoveryRequest(
-            type_url=subscription.type_url,
-            version_info=subscription.version,
-            response_nonce=subscription.nonce,
-            resource_names=subscription.names,
-            node=self._node if self._requests.empty() and not self._any_asked() else None,
-        )
-        if fault:
-            request.error_detail.CopyFrom(status_pb2.Status(code=3, message=fault))
+        node = self._node if self._requests.empty() and not self._any_asked() else None
+        request = self._variant.request(subscription, node, fault)
         subscription.is_asked = True
         self._requests.put_nowait(request)
 
@@ -285,21 +264,20 @@ class AdsClient:
         if subscription is None:
             return
         subscription.nonce = response.nonce
+        heard = self._variant.heard(response)
         before = self._in_force()
         try:
-            fresh = self._read(subscription, response.resources)
-            # CDS and LDS hold the whole world; EDS and RDS may be partial.
-            is_whole = response.type_url in (CLUSTER, LISTENER)
-            subscription.resources = fresh if is_whole else {**subscription.resources, **fresh}
+            fresh = self._read(subscription, heard.packed)
+            subscription.resources = self._variant.merged(subscription, fresh, heard)
             self._trim()
             await self._apply()
         except (ConfigError, ListenError) as error:
             self._put_back(before)
             self._stats.config_rejected += 1
-            log.error("refused %s version %s: %s", response.type_url, response.version_info, error)
+            log.error("refused %s version %s: %s", response.type_url, heard.version, error)
             self._ask(subscription, str(error))
             return
-        subscription.version = response.version_info
+        self._variant.accepted(subscription, heard)
         self._ask(subscription)
         self._follow_names(CLUSTER, ENDPOINTS)
         self._follow_names(LISTENER, ROUTES)
@@ -331,7 +309,7 @@ class AdsClient:
         for url, resources in before.items():
             self._types[url].resources = resources
 
-    def _read(self, subscription: _Subscription, packed: Iterable[Any]) -> dict[str, tuple[bytes, Any]]:
+    def _read(self, subscription: Subscription, packed: Iterable[Any]) -> dict[str, tuple[bytes, Any]]:
         """Convert what changed. Raises ConfigError with every fault."""
         converter = _CONVERTERS[subscription.type_url]
         fresh: dict[str, tuple[bytes, Any]] = {}

@@ -5,7 +5,7 @@ import json
 import re
 import urllib.request
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from proto.mesh.v1 import api_pb2, service_pb2
 from remora.agent import bootstrap
 from remora.agent.bootstrap import NodeSpec
 from tests.control_plane import strategies
-from tests.control_plane.plane import NO_PROXY, Plane
+from tests.control_plane.plane import NO_PROXY, Plane, plane_on
 from tests.differential import engines
 from tests.differential.engines import ENGINES, Engine
 from tests.ports import free_ports
@@ -30,6 +30,8 @@ from tests.waiting import eventually_async
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 NODE_ID: Final = "cart.shop~1"
+VARIANTS: Final = ("GRPC", "DELTA_GRPC")
+"""State of the world, and delta, as a bootstrap says."""
 MESH: Final = """\
 apiVersion: remora.dev/v1
 kind: Service
@@ -135,7 +137,7 @@ class DataPlane:
 
 
 @asynccontextmanager
-async def beside_cart(plane: Plane, name: str, folder: Path) -> AsyncIterator[DataPlane]:
+async def beside_cart(plane: Plane, name: str, folder: Path, variant: str = "DELTA_GRPC") -> AsyncIterator[DataPlane]:
     """Start an engine on a control plane and wait until it has everything."""
     inbound, app, outbound, admin = free_ports(4)
     spec = NodeSpec(
@@ -149,7 +151,9 @@ async def beside_cart(plane: Plane, name: str, folder: Path) -> AsyncIterator[Da
         outbound=("127.0.0.1", outbound),
         admin=("127.0.0.1", admin),
     )
-    engine = await asyncio.to_thread(engines.launch, name, bootstrap.envoy(spec), folder)
+    document = bootstrap.envoy(spec)
+    document["dynamic_resources"]["ads_config"]["api_type"] = variant
+    engine = await asyncio.to_thread(engines.launch, name, document, folder)
     try:
         found = DataPlane(plane, engine, spec)
         await eventually_async(
@@ -172,9 +176,10 @@ async def fill(plane: Plane) -> None:
     await eventually_async(lambda: len(plane.running.mirror.state.instances) == 5)
 
 
-async def test_envoy_has_every_resource_active(plane: Plane, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+async def test_envoy_has_every_resource_active(plane: Plane, tmp_path: Path, variant: str) -> None:
     await fill(plane)
-    async with beside_cart(plane, "envoy", tmp_path) as envoy:
+    async with beside_cart(plane, "envoy", tmp_path, variant) as envoy:
         wanted = envoy.snapshot()
         assert {url: sorted(items) for url, items in (await envoy.holds()).items()} == {
             url: sorted(wanted.types[url]) for url in ORDER
@@ -243,6 +248,21 @@ async def test_whatever_the_mesh_nothing_is_refused(plane: Plane, tmp_path: Path
             assert {url: sorted(items) for url, items in held.items()} == {
                 url: sorted(wanted.types[url]) for url in ORDER
             }
+
+
+@pytest.mark.parametrize("name", ENGINES)
+async def test_what_a_data_plane_has_already_is_not_sent_again_when_it_comes_back(tmp_path: Path, name: str) -> None:
+    [port] = free_ports(1)
+    async with AsyncExitStack() as stack:
+        async with plane_on(tmp_path / "store", port=port) as first:
+            await fill(first)
+            engine = await stack.enter_async_context(beside_cart(first, name, tmp_path))
+        async with plane_on(tmp_path / "store", port=port) as engine.plane:
+            await eventually_async(engine.has_all, timeout_s=30, message=f"{name} does not come back")
+            assert engine.plane.running.ads.pushes == {}
+            await engine.plane.register("other.office", "o3")
+            await eventually_async(engine.has_all)
+            assert engine.plane.running.ads.pushes == {"ClusterLoadAssignment": 1}
 
 
 # -- calls -----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import grpc.aio
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from google.protobuf import any_pb2, json_format
 
-from sidecar.xds.client import CLUSTER, ENDPOINTS, LISTENER, ROUTES
+from sidecar.xds.discovery import CLUSTER, ENDPOINTS, LISTENER, ROUTES
 from tests.sidecar import bootstraps
 
 PATIENCE_S: Final = 10.0
@@ -41,6 +41,14 @@ class Ads(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc
         self.requests = []
 
     async def StreamAggregatedResources(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async for response in self._serve(requests):
+            yield response
+
+    async def DeltaAggregatedResources(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async for response in self._serve(requests):
+            yield response
+
+    async def _serve(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         self.streams += 1
         self.requests = []
         out = self._out = asyncio.Queue()
@@ -75,6 +83,32 @@ class Ads(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc
             )
         )
         return nonce
+
+    def tell(self, kind: str, *resources: tuple[str, str, dict[str, Any]], gone: tuple[str, ...] = ()) -> str:
+        """Say by delta that there are these (name, version, resource), and that others have gone; the nonce."""
+        self._nonce += 1
+        response = discovery_pb2.DeltaDiscoveryResponse(
+            type_url=TYPES[kind], nonce=f"nonce-{self._nonce}", removed_resources=gone
+        )
+        for name, version, resource in resources:
+            item = response.resources.add(name=name, version=version)
+            json_format.ParseDict({"@type": TYPES[kind], **resource}, item.resource)
+        self._out.put_nowait(response)
+        return str(response.nonce)
+
+    async def delta_request(self, kind: str, nonce: str = "", **names: list[str]) -> Any:
+        """The first delta request of a type that answers a nonce, and says these names (`subscribe`, `unsubscribe`)."""
+
+        def fits(request: Any) -> bool:
+            return (
+                request.type_url == TYPES[kind]
+                and request.response_nonce == nonce
+                and all(list(getattr(request, f"resource_names_{what}")) == names[what] for what in names)
+            )
+
+        async with asyncio.timeout(PATIENCE_S), self._news:
+            await self._news.wait_for(lambda: any(map(fits, self.requests)))
+        return next(request for request in self.requests if fits(request))
 
     async def request(self, kind: str, nonce: str = "", names: tuple[str, ...] | None = None) -> Any:
         """The first request of a type that answers a nonce, and asks for names if they are given."""
@@ -121,9 +155,9 @@ def listener(name: str, port: int, routes: str) -> dict[str, Any]:
     return made
 
 
-def bootstrap(port: int) -> dict[str, Any]:
+def bootstrap(port: int, api_type: str = "GRPC") -> dict[str, Any]:
     """A bootstrap that takes everything from a control plane."""
-    ads = {"api_type": "GRPC", "grpc_services": [{"envoy_grpc": {"cluster_name": "control-plane"}}]}
+    ads = {"api_type": api_type, "grpc_services": [{"envoy_grpc": {"cluster_name": "control-plane"}}]}
     return bootstraps.static(
         [],
         [bootstraps.cluster("control-plane", port)],

@@ -26,10 +26,10 @@ class Node:
 
 
 @asynccontextmanager
-async def node() -> AsyncIterator[Node]:
+async def node(api_type: str = "GRPC") -> AsyncIterator[Node]:
     ads = Ads()
     await ads.start()
-    document = bootstrap(ads.port)
+    document = bootstrap(ads.port, api_type)
     async with running(document) as proxy:
         ready = asyncio.Event()
         task = asyncio.create_task(AdsClient(parse(document), proxy, proxy.worker.stats, ready).run())

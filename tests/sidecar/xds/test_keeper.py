@@ -161,7 +161,7 @@ def _spoil(path: Path, node: bytes) -> None:
 
     from google.protobuf import any_pb2, json_format
 
-    from sidecar.xds.client import CLUSTER
+    from sidecar.xds.discovery import CLUSTER
     from sidecar.xds.snapshot import pack, unpack, write
 
     item = any_pb2.Any()
