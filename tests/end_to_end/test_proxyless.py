@@ -15,6 +15,7 @@ import pytest
 from proto.mesh.v1 import api_pb2
 from tests.mesh import PROGRAMS, Mesh, Process
 from tests.ports import free_ports
+from tests.tools import need
 from tests.waiting import eventually
 
 ROUTE: Final = """
@@ -205,3 +206,16 @@ def test_what_a_proxyless_client_cannot_do_is_not_asked_of_it_and_is_said(guests
     ]
     assert all(not node["notEnforced"] for name, node in nodes.items() if name != "shopper")
     guests.remora("delete", "loadbalancingpolicy", "least", "--wait")
+
+
+@pytest.mark.parametrize("case", ["large_unary", "ping_pong", "custom_metadata", "status_code_and_message"])
+def test_a_proxyless_client_of_grpc_go_does_the_interop_cases(guests: Mesh, case: str) -> None:
+    interop, client_of_go = need("interop-go-server"), need("interop-go-client")
+    serve = f'exec "{interop}" -port "$PORT"'
+    guests.run("interop", "sh", "-c", serve, options=("--instance", f"go-{case}")).until("registered as")
+    env = guests.environment(GRPC_XDS_BOOTSTRAP=str(bootstrap(guests, f"gopher-{case}", "--service", "gopher")))
+    done = subprocess.run(
+        [client_of_go, "-server_host", "xds:///interop.default", "-server_port", "0", "-test_case", case],
+        env=env, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
