@@ -7,7 +7,8 @@ from sidecar.http2.connection import Stream
 from sidecar.http2.frames import ErrorCode
 from sidecar.policy.balance import ANY, Wish
 from sidecar.proxy import status as grpc_status
-from sidecar.proxy.decision import Plan
+from sidecar.proxy.copies import Copy
+from sidecar.proxy.decision import Decision, Plan
 from sidecar.proxy.direct import DirectAnswer
 from sidecar.proxy.outlier import TOO_LATE
 from sidecar.proxy.status import Status
@@ -33,6 +34,7 @@ class Call(Timed):
         "body",
         "body_size",
         "cluster",
+        "copy",
         "deadline",
         "down",
         "down_stream",
@@ -89,6 +91,8 @@ class Call(Timed):
         """What it counts towards; None before it came to a cluster."""
         self.attempts: Attempts | None = None
         """None while there is nothing to say about its tries."""
+        self.copy: Copy | None = None
+        """Of the request, while it goes by; None if nobody gets one."""
         self.deadline = 0.0
         self.wish: Wish = ANY
         """What it asks of the balancer."""
@@ -136,7 +140,23 @@ class Call(Timed):
             self._await_response()
         if self.plan.keyed is not None and cluster.reads_wishes:
             self.wish = self.plan.keyed.wish(self, place)
+        if decision.mirrors:
+            self._begin_copy(decision)
         cluster.start(self)
+
+    def _begin_copy(self, decision: Decision) -> None:
+        """Copy the request for whoever gets this call too."""
+        chance = self.down.worker.chance
+        targets = [target for target in decision.mirrors if target.share >= 1.0 or chance.random() < target.share]
+        if targets:
+            self.copy = Copy(self.down, targets, self.plan.block, list(self.body or ()))
+            if self.is_request_over:
+                self._send_copy()
+
+    def _send_copy(self) -> None:
+        copy, self.copy = self.copy, None
+        if copy is not None:
+            copy.send(self.trailers)
 
     def _await_response(self) -> None:
         """The request is whole: from here on the route's time-out runs (Envoy: route.v3.RouteAction.timeout)."""
@@ -162,6 +182,10 @@ class Call(Timed):
             self.body_size += len(payload)
             if up_stream is not None and self.body_size > self.plan.decision.replay_limit:
                 self.body = None
+        if self.copy is not None:
+            self.copy.add(payload)
+            if ended:
+                self._send_copy()
         if up_stream is None:
             self.uncredited += credit
             return
@@ -178,6 +202,8 @@ class Call(Timed):
         if self.attempts is not None:
             self._note_request(True)
         self.trailers = block
+        if self.copy is not None:
+            self._send_copy()
         if self.up_stream is not None and self.up is not None:
             self.up.conn.send_headers(self.up_stream, block, True)
             self.up.mark()

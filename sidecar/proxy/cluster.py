@@ -30,6 +30,8 @@ from sidecar.telemetry.stats import CallStats
 
 if TYPE_CHECKING:
     from sidecar.proxy.call import Call
+    from sidecar.proxy.downstream import Downstream
+    from sidecar.proxy.mirror import Mirror
 
 FIRST_BACKOFF_S: Final = 0.025
 LONGEST_BACKOFF_S: Final = 1.0
@@ -288,6 +290,8 @@ class Cluster:
         self.label = config.name.rpartition("|")[2]
         """For metrics: clusters are named `outbound|SERVICE.NAMESPACE`, and the direction is a label of its own."""
         self.stats = self.stats_of("")
+        self._mirrors: dict[float, Mirror] = {}
+        """By time-out."""
         self.endpoints: dict[tuple[str, int], Endpoint] = {}
         self.reads_wishes = config.balancing.is_hashed or config.balancing.subsetting is not None
         """True if what a call asks for decides where it goes."""
@@ -433,6 +437,16 @@ class Cluster:
             if endpoint is not None and not endpoint.is_left_alone and not was_tried(call, endpoint):
                 return endpoint
         return None
+
+    def mirror(self, origin: "Downstream", timeout_s: float) -> "Mirror":
+        """What copies of calls are sent through."""
+        # Imported here: it is a client, and clients know clusters.
+        from sidecar.proxy.mirror import Mirror
+
+        known = self._mirrors.get(timeout_s)
+        if known is None or not known.is_usable:
+            known = self._mirrors[timeout_s] = Mirror(origin, self, timeout_s)
+        return known
 
     def close(self) -> None:
         """The configuration names this cluster no more."""

@@ -329,6 +329,17 @@ class Rewrite:
 
 
 @dataclass(frozen=True, slots=True)
+class MirrorPolicy:
+    """A cluster that gets copies of a share of the calls (Envoy: route.v3.RouteAction.RequestMirrorPolicy)."""
+
+    cluster: str
+    share: float = 1.0
+    """0 to 1."""
+    keeps_host: bool = False
+    """False: the authority gets `-shadow`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Redirect:
     """Where else a client is sent (Envoy: route.v3.RedirectAction)."""
 
@@ -561,6 +572,7 @@ class Route:
     rewrite: Rewrite | None = None
     answer: Redirect | DirectResponse | None = None
     """Instead of clusters."""
+    mirrors: tuple[MirrorPolicy, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from sidecar.http2.headers import RawField, TooLarge
 from sidecar.proxy.attempts import Retry
 from sidecar.proxy.cluster import Cluster
 from sidecar.proxy.config import Redirect, Route, VirtualHost
+from sidecar.proxy.copies import MirrorTarget
 from sidecar.proxy.direct import DirectAnswer, redirected
 from sidecar.proxy.edit import RequestEdit, ResponseEdit, edits
 from sidecar.proxy.filters import FilterBook
@@ -111,6 +112,7 @@ class Decision:
     """The route's own answer, once the steps let the call pass."""
     request_edit: RequestEdit | None = None
     response_edit: ResponseEdit | None = None
+    mirrors: tuple[MirrorTarget, ...] = ()
 
     def draw(self, chance: float) -> int:
         """The place in `shares` for a number between 0 and 1."""
@@ -460,6 +462,8 @@ class DecisionCache:
         else:
             decision = self._to_clusters(route) if route.answer is None else _to_answer(route, request)
             decision.request_edit, decision.response_edit = self._edits_of(host, route)
+            if route.mirrors:
+                decision.mirrors = self._mirrors_of(route)
             decision.is_urgent = route.is_urgent
             if route.retry is not None and may_retry(route.retry, request):
                 decision.retry = Retry(route.retry)
@@ -468,6 +472,15 @@ class DecisionCache:
             decision.steps = self._filters.of(host, route, request)
             decision.has_watchers = any(step.watches_end for step in decision.steps)
         return decision
+
+    def _mirrors_of(self, route: Route) -> tuple[MirrorTarget, ...]:
+        """Where calls of a route are copied to; a cluster that is not there gets nothing (as in Envoy)."""
+        found = []
+        for policy in route.mirrors:
+            cluster = self._clusters.get(policy.cluster)
+            if cluster is not None:
+                found.append(MirrorTarget(cluster, policy.share, policy.keeps_host, route.timeout_s))
+        return tuple(found)
 
     def _edits_of(self, host: VirtualHost, route: Route) -> tuple[RequestEdit | None, ResponseEdit | None]:
         """What a route changes; made once for all its decisions."""

@@ -375,6 +375,7 @@ def _route(message: Any, path: str, host_retry: RetryPolicy | None, host_replay_
         response_changes=routing.header_changes(message, "response", path),
         rewrite=routing.rewrite(action, f"{path}.route"),
         answer=answer,
+        mirrors=routing.mirrors(action, f"{path}.route"),
     )
 
 

@@ -20,7 +20,7 @@ from sidecar.proxy.config import (
 )
 from sidecar.xds.matching import header_match
 from sidecar.xds.supported import ConfigError, unpack
-from sidecar.xds.values import number_or, seconds
+from sidecar.xds.values import fraction, number_or, seconds
 
 DRAFT_03: Final = ratelimit_pb2.DRAFT_VERSION_03
 _ALGORITHMS: Final = {
@@ -34,7 +34,6 @@ _ALGORITHMS: Final = {
 MAX_STAGE: Final = 10
 """Envoy's own bound."""
 
-_DENOMINATORS: Final = {0: 100, 1: 10_000, 2: 1_000_000}
 MIN_FILL_INTERVAL_S: Final = 0.05
 """Envoy's own bound on a token bucket's fill interval."""
 
@@ -73,11 +72,6 @@ def overrides(configs: Any, path: str) -> Overrides:
     return tuple(found)
 
 
-def _fraction(message: Any) -> float:
-    value = message.default_value
-    return min(1.0, float(value.numerator) / _DENOMINATORS[value.denominator])
-
-
 def local_rate_limit(message: Any, path: str) -> LocalRateLimit:
     """extensions.filters.http.local_ratelimit.v3.LocalRateLimit."""
     descriptors = tuple(
@@ -95,8 +89,8 @@ def local_rate_limit(message: Any, path: str) -> LocalRateLimit:
     return LocalRateLimit(
         stat_prefix=message.stat_prefix,
         limiter=_bucket(message, path) if is_limited else None,
-        enabled=_fraction(message.filter_enabled),
-        enforced=_fraction(message.filter_enforced),
+        enabled=fraction(message.filter_enabled),
+        enforced=fraction(message.filter_enforced),
         as_resource_exhausted=message.rate_limited_as_resource_exhausted,
         descriptors=descriptors,
         actions=limit_actions(message.rate_limits, f"{path}.rate_limits"),

@@ -6,9 +6,18 @@ from typing import Any, Final
 from envoy.config.core.v3 import base_pb2
 from envoy.config.route.v3 import route_components_pb2
 
-from sidecar.proxy.config import DirectResponse, HeaderChange, HeaderChanges, OnExisting, Redirect, Rewrite, ValuePart
+from sidecar.proxy.config import (
+    DirectResponse,
+    HeaderChange,
+    HeaderChanges,
+    MirrorPolicy,
+    OnExisting,
+    Redirect,
+    Rewrite,
+    ValuePart,
+)
 from sidecar.xds.supported import ConfigError
-from sidecar.xds.values import regex
+from sidecar.xds.values import fraction, regex
 
 _Option: Final = base_pb2.HeaderValueOption
 _ON_EXISTING: Final = {
@@ -148,3 +157,14 @@ def direct_response(message: Any, path: str) -> DirectResponse:
     if len(body) > MAX_BODY:
         raise ConfigError(f"{path}.body", f"{len(body)} bytes; at most {MAX_BODY} are possible (RMR0128)")
     return DirectResponse(message.status, body)
+
+
+def mirrors(action: Any, path: str) -> tuple[MirrorPolicy, ...]:
+    """`request_mirror_policies` of a route.v3.RouteAction."""
+    found = []
+    for number, item in enumerate(action.request_mirror_policies):
+        if not item.cluster:
+            raise ConfigError(f"{path}.request_mirror_policies[{number}].cluster", "is needed (RMR0112)")
+        share = fraction(item.runtime_fraction) if item.HasField("runtime_fraction") else 1.0
+        found.append(MirrorPolicy(item.cluster, share, item.disable_shadow_host_suffix_append))
+    return tuple(found)

@@ -192,7 +192,8 @@ FIELDS: Final[dict[str, str]] = {
     _ROUTE
     + "RouteAction": "hash_policy metadata_match cluster weighted_clusters timeout retry_policy upgrade_configs idle_timeout "
     "max_stream_duration rate_limits prefix_rewrite regex_rewrite host_rewrite_literal host_rewrite_header "
-    "host_rewrite_path_regex priority",
+    "host_rewrite_path_regex priority request_mirror_policies",
+    _ROUTE + "RouteAction.RequestMirrorPolicy": "cluster runtime_fraction disable_shadow_host_suffix_append",
     _ROUTE + "RouteAction.MaxStreamDuration": "max_stream_duration grpc_timeout_header_max",
     _ROUTE + "RouteAction.UpgradeConfig": "upgrade_type connect_config enabled",
     _ROUTE + "RouteAction.UpgradeConfig.ConnectConfig": "",

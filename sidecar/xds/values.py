@@ -1,9 +1,11 @@
 """Small values inside Envoy's messages."""
 
 import re
-from typing import Any
+from typing import Any, Final
 
 from sidecar.xds.supported import ConfigError
+
+_DENOMINATORS: Final = {0: 100, 1: 10_000, 2: 1_000_000}
 
 
 def seconds(duration: Any) -> float:
@@ -28,3 +30,9 @@ def regex(matcher: Any, path: str) -> str:
     except re.error as error:
         raise ConfigError(f"{path}.regex", f'"{matcher.regex}" is no regular expression: {error} (RMR0104)') from None
     return str(matcher.regex)
+
+
+def fraction(message: Any) -> float:
+    """A RuntimeFractionalPercent's default, 0 to 1; nothing is changed at run time here."""
+    value = message.default_value
+    return min(1.0, float(value.numerator) / _DENOMINATORS[value.denominator])

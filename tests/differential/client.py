@@ -36,6 +36,11 @@ REQUEST_NOISE: Final = {
     "x-envoy-expected-rq-timeout-ms": "the time-out in force; a gRPC service reads `grpc-timeout`",
 }
 """Request headers that only one engine adds, with the reason; listed in docs/differences.md."""
+COPY_NOISE: Final = {
+    "x-envoy-internal": "the mark of a call of Envoy's own, as a copy is one",
+    "x-forwarded-for": "the address of the machine that makes such a call",
+}
+"""The same for copies of calls."""
 RESPONSE_NOISE: Final = {
     "server": "name of the proxy",
     "date": "time of the answer",
@@ -60,6 +65,11 @@ class Outcome:
     has_silent_errors: bool = False
     """The engine itself refused a gRPC call without saying why."""
     spread: Counter[str] = field(default_factory=Counter)
+
+
+def _noise(seen: Seen) -> set[str]:
+    is_copy = any(name == "x-envoy-internal" for name, _ in seen.headers or [])
+    return {*REQUEST_NOISE, *(COPY_NOISE if is_copy else ())}
 
 
 def _request(call: dict[str, Any]) -> Fields:
@@ -460,7 +470,7 @@ def _upstream(seen: Seen) -> dict[str, Any]:
     """A request as the backend saw it."""
     return {
         "pseudo": sorted(field for field in seen.headers or [] if field[0].startswith(":")),
-        "headers": [field for field in seen.headers or [] if field[0][:1] != ":" and field[0] not in REQUEST_NOISE],
+        "headers": [field for field in seen.headers or [] if field[0][:1] != ":" and field[0] not in _noise(seen)],
         "data": _short(bytes(seen.data)),
         "trailers": seen.trailers,
         "ended": seen.is_ended,

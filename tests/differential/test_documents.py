@@ -3,7 +3,7 @@
 import re
 
 from tests.differential.cases import all_files
-from tests.differential.client import OWN_TEXT, REQUEST_NOISE, RESPONSE_NOISE
+from tests.differential.client import COPY_NOISE, OWN_TEXT, REQUEST_NOISE, RESPONSE_NOISE
 from tests.tools import ROOT
 
 PAGE = (ROOT / "docs" / "differences.md").read_text(encoding="utf-8")
@@ -17,7 +17,7 @@ def test_each_documented_difference_is_shown_by_a_case_and_each_case_that_differ
 
 def test_what_is_not_compared_is_documented() -> None:
     table = PAGE.partition("## What is not compared")[2].partition("## Differences")[0]
-    for name in (*REQUEST_NOISE, *RESPONSE_NOISE, *OWN_TEXT):
+    for name in (*REQUEST_NOISE, *COPY_NOISE, *RESPONSE_NOISE, *OWN_TEXT):
         assert f"`{name}`" in table
 
 
