@@ -8,7 +8,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from random import random
 from time import monotonic
@@ -17,7 +17,7 @@ from typing import Any, Final
 import grpc
 
 from control_plane.registry import keys
-from control_plane.store.contract import LeaseNotFound, Put, Store, StoreError
+from control_plane.store.contract import Compacted, EventType, LeaseNotFound, Put, Store, StoreError
 from proto.mesh.v1 import api_pb2, api_pb2_grpc
 
 log = logging.getLogger("remora.api")
@@ -54,18 +54,21 @@ class Replicas:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._own = secrets.token_hex(8)
+        self._there: dict[bytes, str] = {}
+        """Addresses by key in the store, our own among them."""
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     @asynccontextmanager
     async def present(self, address: str) -> AsyncIterator[None]:
         """Let the others know of us, as long as the context lasts."""
         lease: list[int] = []
-        keeping = asyncio.create_task(self._keep(address, lease))
+        tasks = [asyncio.create_task(self._keep(address, lease)), asyncio.create_task(self._follow())]
         try:
             yield
         finally:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             with suppress(StoreError, TimeoutError):
                 async with asyncio.timeout(LEAVE_S):
                     for each in lease[-1:]:
@@ -87,12 +90,29 @@ class Replicas:
                 log.debug("the other replicas cannot be told of this one: %s", error)
                 await asyncio.sleep(RETRY_S * (0.5 + random()))
 
-    async def others(self) -> list[str]:
-        """Addresses of the other replicas that are there. Raises StoreError."""
-        own = self._own.encode()
-        return [
-            item.value.decode() for item in (await self._store.range(keys.REPLICAS)).items if not item.key.endswith(own)
-        ]
+    async def _follow(self) -> None:
+        """Know the others at any time, also while the store is away: then those of before."""
+        while True:
+            try:
+                listing = await self._store.range(keys.REPLICAS)
+                self._there = {item.key: item.value.decode() for item in listing.items}
+                async with aclosing(self._store.watch(keys.REPLICAS, listing.revision + 1)) as batches:
+                    async for batch in batches:
+                        for event in batch:
+                            self._there.pop(event.key, None)
+                            if event.type is EventType.PUT:
+                                self._there[event.key] = event.value.decode()
+            except Compacted:
+                continue
+            except StoreError as error:
+                log.debug("which other replicas there are cannot be followed: %s", error)
+                await asyncio.sleep(RETRY_S * (0.5 + random()))
+
+    @property
+    def others(self) -> list[str]:
+        """Addresses of the other replicas that are there."""
+        own = keys.REPLICAS + self._own.encode()
+        return sorted(address for key, address in self._there.items() if key != own)
 
     def _stub(self, kind: Any, address: str) -> Any:
         if address not in self._channels:
@@ -102,11 +122,7 @@ class Replicas:
     async def programmed(self, revision: int, wait_s: float) -> list[Verdict]:
         """What the others say of a revision, each after its own nodes have acknowledged it or the time is over."""
         end = monotonic() + wait_s
-        try:
-            others = await self.others()
-        except StoreError as error:
-            return [Verdict(0, f"which other replicas there are cannot be seen: {error}")]
-        return list(await asyncio.gather(*(self._verdict(address, revision, end) for address in others)))
+        return list(await asyncio.gather(*(self._verdict(address, revision, end) for address in self.others)))
 
     async def _verdict(self, address: str, revision: int, end: float) -> Verdict:
         stub = self._stub(api_pb2_grpc.ResourcesStub, address)
@@ -121,19 +137,15 @@ class Replicas:
                 why = f"replica {address}: {error.details() or error.code().name}"
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     return Verdict(0, why)
-            with suppress(StoreError):
-                if address not in await self.others():
-                    return Verdict(0)
+            if address not in self.others:
+                return Verdict(0)
             if monotonic() + RETRY_S > end:
                 return Verdict(0, why)
             await asyncio.sleep(RETRY_S)
 
     async def nodes(self) -> tuple[list[api_pb2.Node], list[str]]:
         """The nodes of the others; and the addresses of those that did not answer."""
-        try:
-            others = await self.others()
-        except StoreError:
-            return [], []
+        others = self.others
         answers = await asyncio.gather(*map(self._nodes_of, others))
         found = [node for answer in answers for node in answer or ()]
         return found, [address for address, answer in zip(others, answers, strict=True) if answer is None]

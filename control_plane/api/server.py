@@ -66,6 +66,7 @@ class ControlPlane:
     mirror: Mirror
     ads: AdsService
     store: Store
+    replicas: Replicas
 
 
 @asynccontextmanager
@@ -144,7 +145,7 @@ async def running(
         owner = asyncio.create_task(election.run(sweeper.run))
         owner.add_done_callback(_say_if_it_sweeps_no_more)
         async with replicas.present(advertise or f"{_reachable(listen[0])}:{port}"):
-            yield ControlPlane(port, web.server_port if web is not None else None, mirror, ads, store)
+            yield ControlPlane(port, web.server_port if web is not None else None, mirror, ads, store, replicas)
     finally:
         if owner is not None:
             owner.cancel()

@@ -39,12 +39,7 @@ async def planes(etcd: EtcdCluster) -> AsyncIterator[tuple[Plane, Plane]]:
     """Two that know of each other."""
     await asyncio.to_thread(etcd.wipe)
     async with plane_on(etcd.target, has_http=True) as one, plane_on(etcd.target, has_http=True) as two:
-        store = one.running.store
-
-        async def know_each_other() -> bool:
-            return len((await store.range(keys.REPLICAS)).items) == 2
-
-        await eventually_async(know_each_other)
+        await eventually_async(lambda: all(each.running.replicas.others for each in (one, two)))
         yield one, two
 
 
@@ -118,6 +113,7 @@ async def test_a_replica_that_died_is_waited_for_until_its_lease_has_ended(plane
     [dead] = free_ports(1)
     store = one.running.store
     await store.txn((), [Put(keys.REPLICAS + b"dead", f"127.0.0.1:{dead}".encode(), await store.grant(replicas.TTL_S))])
+    await eventually_async(lambda: len(one.running.replicas.others) == 2)
     assert (await one.mesh.Nodes(api_pb2.NodesRequest())).silent_replicas == [f"127.0.0.1:{dead}"]
     applied = await one.apply(SERVICE.format(name="third"))
     code, text = await refused(wait(one, applied.revision, 1))
