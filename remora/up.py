@@ -15,6 +15,7 @@ from control_plane.api.server import CannotListen, running
 from control_plane.identity import authority, spiffe
 from control_plane.identity.issuer import Issuer, Settings
 from control_plane.identity.keyring import Keyring, KeyringError
+from control_plane.registry.sweeper import Retention
 from control_plane.store import shown
 from control_plane.store.contract import BadTarget, Store, StoreError
 from remora import environment, exits, local_secret
@@ -38,12 +39,31 @@ def default_store() -> str:
     return str(environment.state_directory() / "store")
 
 
-def run(listen: str, store: str | None, http: str, identities: Identities | None = None) -> int:
+@dataclass(frozen=True, slots=True)
+class Replication:
+    """What a replica needs to know beside its store."""
+
+    advertise: str = ""
+    """HOST:PORT where the others reach it; empty: where it listens."""
+    keep_history_s: float = 3600.0
+
+
+def run(
+    listen: str,
+    store: str | None,
+    http: str,
+    identities: Identities | None = None,
+    replication: Replication | None = None,
+) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Without `identities` calls are plain text. Raises UsageError."""
+    replication = replication or Replication()
+    if replication.advertise:
+        host_port(replication.advertise, "--advertise")
     target = store or default_store()
     secret = local_secret.made() if identities is not None else ""
     issuing = _issuing(identities, target, secret) if identities is not None else None
-    return uvloop.run(_serve(host_port(listen, "--listen"), target, host_port(http, "--http"), issuing, secret))
+    where = host_port(listen, "--listen"), host_port(http, "--http")
+    return uvloop.run(_serve(*where, target, issuing, secret, replication))
 
 
 def _issuing(identities: Identities, store: str, secret: str) -> Callable[[Store], Issuer]:
@@ -73,17 +93,20 @@ def _issuing(identities: Identities, store: str, secret: str) -> Callable[[Store
 
 async def _serve(
     listen: tuple[str, int],
-    store: str,
     http: tuple[str, int],
+    store: str,
     issuing: Callable[[Store], Issuer] | None,
     secret: str,
+    replication: Replication,
 ) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        async with running(listen, store, http, issuing) as plane, AsyncExitStack() as stack:
+        retention = Retention(age_s=replication.keep_history_s)
+        plane_of = running(listen, store, http, issuing, advertise=replication.advertise, retention=retention)
+        async with plane_of as plane, AsyncExitStack() as stack:
             if secret:
                 stack.enter_context(local_secret.kept(secret, plane.port))
             print(

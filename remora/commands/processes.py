@@ -40,9 +40,13 @@ def up(
         typer.Option(metavar="FILE", help="An authority of yours, PEM: its certificate first, the root last."),
     ] = None,
     ca_key: Annotated[str | None, typer.Option(metavar="FILE", help="Its key.")] = None,
+    advertise: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where other replicas reach this one; default: where it listens.")
+    ] = "",
+    keep_history: Annotated[str, typer.Option(help="How long the store keeps the changes of the past.")] = "1h",
 ) -> None:
-    """Run the control plane in the foreground."""
-    from remora.up import Identities
+    """Run the control plane in the foreground. Several on one etcd are replicas: any of them will do for anybody."""
+    from remora.up import Identities, Replication
     from remora.up import run as run_up
 
     if (ca_cert is None) != (ca_key is None):
@@ -50,7 +54,8 @@ def up(
     ca = (ca_cert, ca_key) if ca_cert is not None and ca_key is not None else None
     life_s = seconds(certificate_life, "--certificate-life")
     identities = Identities(trust_domain, identity, life_s, ca) if mtls else None
-    raise typer.Exit(run_up(listen, store, http, identities))
+    replication = Replication(advertise, seconds(keep_history, "--keep-history"))
+    raise typer.Exit(run_up(listen, store, http, identities, replication))
 
 
 @app.command()
