@@ -265,6 +265,14 @@ def audit(
     raise typer.Exit(exits.NO if wrong else exits.DONE)
 
 
+@tx.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def coordinator(context: typer.Context) -> None:
+    """Run the coordinator in the foreground, with its log also in the mesh's store: --log DIR or etcd://H:P,H:P."""
+    from remora.coordinator import run
+
+    raise typer.Exit(run(context.args))
+
+
 def complaints(each: "pb.Transaction", now: float, longest_s: float) -> list[str]:
     """What is wrong with a transaction, as far as the coordinator's log tells."""
     found: list[str] = []

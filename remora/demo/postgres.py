@@ -33,8 +33,9 @@ _SETTINGS: Final = {
 async def running(databases: Sequence[str]) -> AsyncIterator[str]:
     """The URL of the databases, with `{service}` for their name. Raises Failure."""
     binaries = _binaries()
-    # Not in the demo's directory: PostgreSQL will not run as root, and another user may not look in there; and a socket's path is short.
-    directory = Path(tempfile.mkdtemp(prefix="remora-pg-"))
+    # Not in the demo's directory: PostgreSQL will not run as root, and another user may not look in there; and a socket's path is short,
+    # wherever TMPDIR leads.
+    directory = Path(tempfile.mkdtemp(prefix="remora-pg-", dir="/tmp"))
     user = "nobody" if os.geteuid() == 0 else None
     try:
         if user is not None:

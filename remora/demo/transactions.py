@@ -62,6 +62,8 @@ SERVICES: Final = ("--services", f"*.{NAMESPACE}:50051")
 """That branches of a transaction may call."""
 RATE: Final = 15
 """Purchases a second."""
+XA_RATE: Final = 6
+"""What is prepared is locked: purchases of the same book wait for each other."""
 READERS: Final = 1000
 COPIES: Final = 10_000
 """Of each title."""
@@ -228,6 +230,7 @@ class Market:
         }
         self.fleet = Fleet(directory, {**environment.inherited(), **told})
         self.expectations: list[Expectation] = []
+        self._rate = XA_RATE if way == "xa" else RATE
         self._count = Reckoning()
         self._started = monotonic()
         self._chaos: Chaos | None = None
@@ -281,7 +284,7 @@ class Market:
         await start_instance(self.fleet, service, version, number, engine, program=program, options=options)
 
     async def _start_shoppers(self) -> None:
-        words = ["--orders", f"orders.{NAMESPACE}:50051", "--rate", str(RATE), "--seed", str(self._spec.seed)]
+        words = ["--orders", f"orders.{NAMESPACE}:50051", "--rate", str(self._rate), "--seed", str(self._spec.seed)]
         words += ["--readers", str(READERS), "--timeout", "4s", "--every", "0.5s"]
         member = await self.fleet.start(
             SHOPPERS,
@@ -313,7 +316,7 @@ class Market:
                 background.create_task(self._follow(counting.process.stdout)),
             ]
             await self._crowd.count(1, opening.START_TIMEOUT_S)
-            self._screen.say(f"   shoppers buy: {RATE} purchases a second, seed {self._spec.seed}")
+            self._screen.say(f"   shoppers buy: {self._rate} purchases a second, seed {self._spec.seed}")
             self._started = monotonic()
             if self._spec.with_chaos:
                 tasks.append(background.create_task(self._chaos.run()))

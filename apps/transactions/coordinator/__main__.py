@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +18,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from apps.transactions.calling import Caller
 from apps.transactions.coordinator.engine import Engine, Settings
-from apps.transactions.coordinator.log import LogUnavailable
+from apps.transactions.coordinator.log import Log, LogUnavailable
 from apps.transactions.coordinator.service import MAX_MESSAGE_BYTES, CoordinatorService
 from apps.transactions.coordinator.sql import SqlLog, open_log_engine
 from proto.transactions.v1 import coordinator_pb2 as pb
@@ -40,18 +41,24 @@ class Arguments:
 
 
 async def serve(arguments: Arguments, stop: asyncio.Event) -> int:
-    """Serve until `stop`; the exit code."""
+    """Serve until `stop`, with a log in SQL; the exit code."""
     try:
         log = SqlLog(open_log_engine(arguments.log, is_synchronous=arguments.is_log_synchronous))
     except (LogUnavailable, ArgumentError, NoSuchModuleError) as error:
         print(f"coordinator: --log: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    return await serve_with(log, arguments, stop)
+
+
+async def serve_with(log: Log, arguments: Arguments, stop: asyncio.Event) -> int:
+    """Serve until `stop`, with this log, which is closed in the end; the exit code."""
     options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
     server = grpc.aio.server(options=options)
     try:
         port = server.add_insecure_port(arguments.listen)
     except RuntimeError:
         print(f"coordinator: --listen {arguments.listen} is taken, or may not be used", file=sys.stderr)
+        await log.close()
         return EXIT_BAD_INPUT
     healths = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
@@ -71,15 +78,17 @@ async def serve(arguments: Arguments, stop: asyncio.Event) -> int:
     return EXIT_DONE
 
 
-async def _run(arguments: Arguments) -> int:
+async def until_signalled(serving: Callable[[asyncio.Event], Awaitable[int]]) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    return await serve(arguments, stop)
+    return await serving(stop)
 
 
-def main() -> int:
+def read(words: Sequence[str] | None = None) -> Arguments:
+    """What the command line says; ends the program with 2 if it cannot be read."""
     parser = argparse.ArgumentParser(prog="coordinator", description="Sees transactions through.")
     usual = f"127.0.0.1:{os.environ.get('PORT') or 36790}"
     parser.add_argument(
@@ -102,13 +111,18 @@ def main() -> int:
         metavar="KEY",
         help="metadata key that says who calls, such as x-forwarded-client-cert",
     )
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     name = given.name or f"{socket.gethostname()}-{given.listen if not given.listen.endswith(':0') else os.getpid()}"
     services = tuple(each for each in given.services.split(",") if each)
     settings = Settings(name, services=services)
-    if given.http:
-        start_http_server(given.http, "127.0.0.1")
-    return asyncio.run(_run(Arguments(given.listen, given.log, given.http, settings, identity_key=given.identity.lower())))
+    return Arguments(given.listen, given.log, given.http, settings, identity_key=given.identity.lower())
+
+
+def main() -> int:
+    arguments = read()
+    if arguments.http:
+        start_http_server(arguments.http, "127.0.0.1")
+    return asyncio.run(until_signalled(lambda stop: serve(arguments, stop)))
 
 
 if __name__ == "__main__":

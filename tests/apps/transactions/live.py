@@ -49,13 +49,13 @@ class Replica:
 
 
 @asynccontextmanager
-async def participant(url: str, holdings: Mapping[str, int]) -> AsyncIterator[Participant]:
+async def participant(url: str, holdings: Mapping[str, int], port: int = 0) -> AsyncIterator[Participant]:
     database = bank.open_engine(url)
     bank.open_bank(database, dict(holdings))
     barrier = AioBarrier(database)
     server = grpc.aio.server(interceptors=[barrier], options=[("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers((bank.AioHandlers(),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     yield Participant(database, f"127.0.0.1:{port}")
     await server.stop(None)
