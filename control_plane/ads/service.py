@@ -18,7 +18,7 @@ from control_plane.ads.core import NodeStream, Variant
 from control_plane.ads.memory import Trimmer
 from control_plane.ads.request import BadRequest, DeltaRequest, Request
 from control_plane.ads.subscription import Answer
-from control_plane.ads.waves import WAVE, Wave, batched
+from control_plane.ads.waves import ROUND_S, WAVE, Wave, batched
 from control_plane.registry.state import State
 from control_plane.translate import node as node_reader
 from control_plane.translate.node import BadNode, Node
@@ -129,21 +129,24 @@ class AdsService:
             self._is_stale, self._changed = False, frozenset()
 
     async def _push(self) -> None:
-        """Bring all streams to the newest state, wave by wave, until all have it."""
+        """Bring all streams to the newest state, wave by wave, round by round, until all have it."""
+        loop = asyncio.get_running_loop()
         try:
-            first = None
-            while self._is_stale or first is not self._translator.mesh:
+            while self._is_stale or any(each.mesh is not self._translator.mesh for each in self._connections.values()):
+                began = loop.time()
                 self._refresh()
-                first = self._translator.mesh
+                self._notify()
                 for wave in batched(self._connections.values(), WAVE):
                     self._refresh()
                     behind = [each for each in wave if each.mesh is not self._translator.mesh]
+                    # Who owes an answer already is not waited for: it had its chance.
+                    awaited = [each.number for each in behind if each.stream.is_quiet]
                     for each in behind:
-                        each.wake.set()
-                    await self._wave.over([each.number for each in behind if each.stream.is_quiet])
+                        self._bring(each)
+                    await self._wave.over(awaited)
+                await asyncio.sleep(began + ROUND_S - loop.time())
         finally:
             self._pusher = None
-        self._notify()
 
     def _notify(self) -> None:
         """Wake those who wait for nodes to acknowledge."""
@@ -210,6 +213,8 @@ class AdsService:
         del data, first  # what a node says of itself is much more than what it is served by
         self._next += 1
         connection = _Connection(self._next, stream, form)
+        self._refresh()
+        self._bring(connection)
         self._connections[connection.number] = connection
         self.streams[connection.number] = stream
         self._per_node[node.id] += 1
@@ -264,7 +269,6 @@ class AdsService:
         stream, wake = connection.stream, connection.wake
         while not reader.done():
             wake.clear()
-            self._bring(connection)
             while (response := stream.next_response(monotonic())) is not None:
                 self.pushes[short(response.type_url)] += 1
                 unread = await self._write(context, response.data)
@@ -278,11 +282,11 @@ class AdsService:
 
     def _bring(self, connection: _Connection) -> None:
         """Let a stream know the newest state."""
-        self._refresh()
         mesh, stream = self._translator.mesh, connection.stream
-        if mesh.revision and connection.mesh is not mesh:
-            connection.mesh = mesh
+        connection.mesh = mesh
+        if mesh.revision:
             stream.set_snapshot(self._translator.snapshot(stream.node, stream.snapshot))
+            connection.wake.set()
             self._notify()
 
     async def _write(self, context: Context, data: bytes) -> asyncio.Task[None] | None:

@@ -15,6 +15,8 @@ PATIENCE_S: Final = 0.3
 """For so long the next wave waits for the answers to the last."""
 REST: Final = 0.5
 """Of the time that a wave took, what is left to all else before the next."""
+ROUND_S: Final = 0.01
+"""From one state that is told to the next, at least: a change that comes alone is told at once, many that come together are told as few."""
 
 T = TypeVar("T")
 

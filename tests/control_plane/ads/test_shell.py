@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -259,3 +260,60 @@ async def test_a_slow_reader_that_never_reads_again_leaves_nothing_behind(caplog
             await slow.say(CLUSTER)
             await eventually_async(lambda: served.ads.slow_readers == 1)
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_one_node_has_a_few_streams_at_most() -> None:
+    async with Served(max_streams_per_node=1) as served:
+        served.ads.on_state(meshes.read("instance warehouse.shop w1 10.0.0.1:50051").state)
+        async with Node(served.address, "one") as one, Node(served.address, "one") as twin:
+            await one.say(CLUSTER)
+            await one.read()
+            await twin.say(CLUSTER)
+            assert await ended(twin.stream) == (
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "node one has 1 streams already; give each node an id of its own",
+            )
+        await eventually_async(lambda: not served.ads.streams)
+        async with Node(served.address, "one") as one:
+            await one.say(CLUSTER)
+            await one.read()
+
+
+async def test_a_node_that_is_silent_holds_up_nobody_for_long() -> None:
+    async with Served() as served:
+        served.ads.on_state(meshes.read("instance warehouse.shop w1 10.0.0.1:50051").state)
+        async with Node(served.address, "silent") as silent, Node(served.address, "good") as good:
+            for node in (silent, good):
+                await node.follow()
+            await eventually_async(lambda: ROUTES in silent.held and ROUTES in good.held)
+            silent.is_silent = True
+            for revision in range(1, 6):
+                text = f"instance warehouse.shop w1 10.0.0.{revision}:1"
+                state = replace(meshes.read(text).state, revision=meshes.REVISION + revision)
+                served.ads.on_state(state)
+                wanted = build(view.mesh(state), next(iter(served.ads.streams.values())).node).types[ENDPOINTS]
+                await eventually_async(lambda wanted=wanted: good.held[ENDPOINTS] == wanted)  # type: ignore[misc]
+            assert [stream.node.id for stream in served.ads.behind(state.revision)] == ["silent"]
+
+
+async def test_changes_that_come_at_once_are_few_pushes() -> None:
+    async with Served() as served:
+        served.ads.on_state(meshes.read("instance warehouse.shop w1 10.0.0.1:50051").state)
+        async with Node(served.address, "one") as node:
+            await node.follow()
+            await eventually_async(lambda: ROUTES in node.held)
+            states = [
+                replace(
+                    meshes.read(f"instance warehouse.shop w1 10.0.0.1:{number}").state,
+                    revision=meshes.REVISION + number,
+                )
+                for number in range(1, 101)
+            ]
+            before = served.ads.pushes["ClusterLoadAssignment"]
+            for state in states:
+                served.ads.on_state(state)
+                await asyncio.sleep(0)
+            await eventually_async(lambda: served.ads.is_programmed(meshes.REVISION + 100))
+            assert served.ads.pushes["ClusterLoadAssignment"] - before <= 5
+            wanted = build(view.mesh(state), next(iter(served.ads.streams.values())).node)
+            assert node.held[ENDPOINTS] == wanted.types[ENDPOINTS]
