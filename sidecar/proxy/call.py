@@ -40,6 +40,7 @@ class Call(Timed):
         "down_stream",
         "endpoint",
         "entered",
+        "flags",
         "held",
         "http_status",
         "is_active",
@@ -85,6 +86,8 @@ class Call(Timed):
         """Steps of its decision that it has come to."""
         self.held: list[tuple[object, object]] | None = None
         """What steps keep for the call until it is over: step, and what it holds; None if nothing."""
+        self.flags = ""
+        """Response flags of what steps did to it, whatever its end is."""
         self.response_fields = b""
         """Encoded fields that steps add to the response's headers."""
         self.load: Load | None = None
@@ -379,6 +382,8 @@ class Call(Timed):
         now = self.down.worker.now
         if self.attempts is not None:
             flag = self.attempts.end(flag)
+        if self.flags:
+            flag = f"{flag},{self.flags}" if flag else self.flags
         if self.load is not None:
             self.load.active -= 1
         if cluster is not None:

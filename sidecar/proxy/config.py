@@ -6,9 +6,11 @@ Defaults are Envoy's, so that an unset field means the same in both engines.
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 from sidecar.http2.connection import Settings
 from sidecar.policy.balancing import Assignment, Balancing, Labels
+from sidecar.policy.gradient import AdaptiveConcurrency as GradientConfig
 from sidecar.policy.hosts import Health
 from sidecar.policy.outlier import OutlierDetection
 from sidecar.policy.zones import Locality
@@ -493,7 +495,68 @@ class LocalRateLimit:
     """Responses say limit, rest and time (Envoy: enable_x_ratelimit_headers)."""
 
 
-FilterConfig = LocalRateLimit
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Delays and errors on purpose (Envoy: extensions.filters.http.fault.v3.HTTPFault)."""
+
+    delay_s: float = 0.0
+    delay_share: float = 0.0
+    """Of the calls that are held for `delay_s`, 0 to 1."""
+    delay_by_header: bool = False
+    """`x-envoy-fault-delay-request` says how many milliseconds, `x-envoy-fault-delay-request-percentage` may lower the share."""
+    delay_denominator: int = 100
+    """What that header's number is a part of."""
+    abort_http: int = 0
+    """HTTP status of the error; 0 for none."""
+    abort_grpc: int | None = None
+    """gRPC status of the error, instead."""
+    abort_share: float = 0.0
+    """Of the calls that are answered with an error, 0 to 1; those that were held too."""
+    abort_by_header: bool = False
+    """`x-envoy-fault-abort-request` and `x-envoy-fault-abort-grpc-request` say with which status, `…-percentage` may lower the share."""
+    abort_denominator: int = 100
+    headers: tuple[HeaderMatch, ...] = ()
+    """Only calls with all of these get a fault."""
+    max_active: int | None = None
+    """Calls with a fault that run at once; None is any number."""
+
+
+GRPC_SUCCESS: Final = (0, 1, 2, 3, 5, 6, 7, 9, 10, 11, 12, 16)
+"""What admission control takes for a success where nothing is said: what is the caller's fault, or nobody's."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionControl:
+    """Refuses calls by the share of failures (Envoy: extensions.filters.http.admission_control.v3.AdmissionControl)."""
+
+    is_enabled: bool = True
+    http_success: tuple[tuple[int, int], ...] = ((100, 500),)
+    """From, and up to but not with, for what is not gRPC."""
+    grpc_success: tuple[int, ...] = GRPC_SUCCESS
+    window_s: float = 30.0
+    threshold: float = 0.95
+    """Share of successes from which on nothing is refused."""
+    aggression: float = 1.0
+    """Above 1 it refuses more, earlier."""
+    rps_threshold: int = 0
+    """With fewer calls a second nothing is refused."""
+    max_rejection: float = 0.8
+    """Largest share that is refused."""
+    is_enforced: bool = True
+    """False: counted, not refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveConcurrency:
+    """Lets as many calls run as do not make them slower (Envoy: extensions.filters.http.adaptive_concurrency.v3)."""
+
+    gradient: GradientConfig
+    is_enabled: bool = True
+    is_enforced: bool = True
+    """False: counted, not refused."""
+
+
+FilterConfig = LocalRateLimit | Fault | AdmissionControl | AdaptiveConcurrency
 """What an HTTP filter is configured by: one dataclass per kind of filter."""
 
 Overrides = tuple[tuple[str, FilterConfig], ...]

@@ -2,16 +2,33 @@
 
 from typing import NamedTuple
 
-from sidecar.proxy.config import FilterConfig, HttpFilter, Route, RouteTable, VirtualHost
+from sidecar.proxy.config import (
+    AdaptiveConcurrency,
+    AdmissionControl,
+    Fault,
+    FilterConfig,
+    HttpFilter,
+    Route,
+    RouteTable,
+    VirtualHost,
+)
+from sidecar.proxy.fault import FaultFilter
 from sidecar.proxy.limit import LimitFilter
 from sidecar.proxy.limit_actions import names_read
 from sidecar.proxy.route import Request
+from sidecar.proxy.shedding import AdaptiveFilter, AdmissionFilter
 from sidecar.proxy.step import Filter, Step
 from sidecar.proxy.worker import Worker
 
 
 def make(config: FilterConfig, worker: Worker, now: float) -> Filter:
     """The filter that a configuration asks for."""
+    if isinstance(config, Fault):
+        return FaultFilter(config, worker)
+    if isinstance(config, AdmissionControl):
+        return AdmissionFilter(config, worker)
+    if isinstance(config, AdaptiveConcurrency):
+        return AdaptiveFilter(config, worker, now)
     return LimitFilter(config, worker, now)
 
 

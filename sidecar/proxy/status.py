@@ -33,6 +33,8 @@ class Status(IntEnum):
     UNAUTHENTICATED = 16
 
 
+NAMES: Final = tuple(status.name for status in Status)
+"""By code."""
 NOT_GRPC: Final = 17
 """Index of answers without a grpc-status in the counters."""
 

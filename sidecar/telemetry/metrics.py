@@ -75,6 +75,18 @@ class StatsCollector(Collector):
         for (service, reason), count in list(stats.retries.items()):
             retries.add_metric([service, reason], count)
         yield retries
+        faults = CounterMetricFamily("remora_faults", "Faults that were injected on purpose.", labels=["kind"])
+        for kind, count in list(stats.faults.items()):
+            faults.add_metric([kind], count)
+        yield faults
+        shed = CounterMetricFamily(
+            "remora_shed",
+            "Calls refused before a service is overloaded (mode Enforce), or that would have been (Shadow).",
+            labels=["filter", "mode"],
+        )
+        for (name, is_enforced), count in list(stats.shed.items()):
+            shed.add_metric([name, "Enforce" if is_enforced else "Shadow"], count)
+        yield shed
         yield from _of_clusters(stats.clusters())
         yield CounterMetricFamily(
             "remora_protocol_errors", "Peers and requests that broke HTTP/2.", value=stats.protocol_errors

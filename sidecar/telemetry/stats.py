@@ -81,6 +81,10 @@ class Stats:
     """By policy."""
     retries: dict[tuple[str, str], int] = field(default_factory=dict)
     """By (service, reason)."""
+    faults: dict[str, int] = field(default_factory=dict)
+    """Injected on purpose, by kind; `overflow`: not injected, as too many were active."""
+    shed: dict[tuple[str, bool], int] = field(default_factory=dict)
+    """Calls refused before a service is overloaded: by which filter, and whether it was enforced."""
     ended: dict[str, int] = field(default_factory=dict)
     """Connections and calls that were ended because of a time, by which."""
     tcp: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -119,6 +123,15 @@ class Stats:
         """One more try of a call."""
         key = (service, reason)
         self.retries[key] = self.retries.get(key, 0) + 1
+
+    def count_fault(self, kind: str) -> None:
+        """A fault was injected on purpose."""
+        self.faults[kind] = self.faults.get(kind, 0) + 1
+
+    def count_shed(self, what: str, *, is_enforced: bool) -> None:
+        """A call was refused, or would have been, before its service is overloaded."""
+        key = (what, is_enforced)
+        self.shed[key] = self.shed.get(key, 0) + 1
 
     def count_tcp(self, service: str, flag: str) -> None:
         """An opaque connection reached its endpoint, or did not, with Envoy's response flag."""

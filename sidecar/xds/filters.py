@@ -18,6 +18,7 @@ from sidecar.proxy.config import (
     Overrides,
     Said,
 )
+from sidecar.xds.faults import adaptive_concurrency, admission_control, fault
 from sidecar.xds.matching import header_match
 from sidecar.xds.supported import ConfigError, unpack
 from sidecar.xds.values import fraction, number_or, seconds
@@ -208,6 +209,9 @@ def _key_action(key: Any) -> LimitAction:
 
 
 _READERS: Final[dict[str, Callable[[Any, str], FilterConfig]]] = {
+    "AdaptiveConcurrency": adaptive_concurrency,
+    "AdmissionControl": admission_control,
+    "HTTPFault": fault,
     "LocalRateLimit": local_rate_limit,
     "RateLimitFilter": own_rate_limit,
 }

@@ -13,6 +13,9 @@ from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
 from envoy.extensions.bootstrap.internal_listener.v3 import internal_listener_pb2
+from envoy.extensions.filters.http.adaptive_concurrency.v3 import adaptive_concurrency_pb2
+from envoy.extensions.filters.http.admission_control.v3 import admission_control_pb2
+from envoy.extensions.filters.http.fault.v3 import fault_pb2
 from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.listener.http_inspector.v3 import http_inspector_pb2
@@ -31,6 +34,9 @@ from sidecar.xds import balancing_fields
 
 # Imported so that their types can be packed into `Any`.
 KNOWN_MODULES: Final = (
+    adaptive_concurrency_pb2,
+    admission_control_pb2,
+    fault_pb2,
     bootstrap_pb2,
     cluster_pb2,
     endpoint_pb2,
@@ -72,6 +78,7 @@ _HCM: Final = "envoy.extensions.filters.network.http_connection_manager.v3."
 _TYPE: Final = "envoy.type.v3."
 _MATCHER: Final = "envoy.type.matcher.v3."
 _UPSTREAM: Final = "envoy.extensions.upstreams.http.v3."
+_HTTP_FILTER: Final = "envoy.extensions.filters.http."
 _TLS: Final = "envoy.extensions.transport_sockets.tls.v3."
 
 OPAQUE: Final = frozenset(
@@ -160,6 +167,32 @@ FIELDS: Final[dict[str, str]] = {
     _ROUTE + "RateLimit.Action.RemoteAddress": "",
     _ROUTE + "RateLimit.Action.DestinationCluster": "",
     _ROUTE + "RateLimit.Action.HeaderValueMatch": "descriptor_key descriptor_value expect_match headers",
+    _HTTP_FILTER + "fault.v3.HTTPFault": "delay abort headers max_active_faults",
+    _HTTP_FILTER + "fault.v3.FaultAbort": "http_status grpc_status header_abort percentage",
+    _HTTP_FILTER + "fault.v3.FaultAbort.HeaderAbort": "",
+    "envoy.extensions.filters.common.fault.v3.FaultDelay": "fixed_delay header_delay percentage",
+    "envoy.extensions.filters.common.fault.v3.FaultDelay.HeaderDelay": "",
+    _HTTP_FILTER + "admission_control.v3.AdmissionControl": "enabled success_criteria sampling_window aggression "
+    "sr_threshold rps_threshold max_rejection_probability",
+    _HTTP_FILTER + "admission_control.v3.AdmissionControl.SuccessCriteria": "http_criteria grpc_criteria",
+    _HTTP_FILTER + "admission_control.v3.AdmissionControl.SuccessCriteria.HttpCriteria": "http_success_status",
+    _HTTP_FILTER + "admission_control.v3.AdmissionControl.SuccessCriteria.GrpcCriteria": "grpc_success_status",
+    _CORE + "RuntimeFeatureFlag": "default_value runtime_key",
+    _CORE + "RuntimeDouble": "default_value runtime_key",
+    _CORE + "RuntimePercent": "default_value runtime_key",
+    _CORE + "RuntimeUInt32": "default_value runtime_key",
+    _TYPE + "Int32Range": "start end",
+    _TYPE + "HttpStatus": "code",
+    _HTTP_FILTER + "adaptive_concurrency.v3.AdaptiveConcurrency": "gradient_controller_config enabled "
+    "concurrency_limit_exceeded_status",
+    _HTTP_FILTER + "adaptive_concurrency.v3.GradientControllerConfig": "sample_aggregate_percentile "
+    "concurrency_limit_params min_rtt_calc_params",
+    _HTTP_FILTER
+    + "adaptive_concurrency.v3.GradientControllerConfig.ConcurrencyLimitCalculationParams": "max_concurrency_limit "
+    "concurrency_update_interval",
+    _HTTP_FILTER
+    + "adaptive_concurrency.v3.GradientControllerConfig.MinimumRTTCalculationParams": "interval fixed_value "
+    "request_count jitter min_concurrency buffer",
     _TYPE + "TokenBucket": "max_tokens tokens_per_fill fill_interval",
     _TYPE + "FractionalPercent": "numerator denominator",
     _TYPE + "Percent": "value",

@@ -10,9 +10,12 @@ import pytest
 from sidecar.http2.connection import Settings
 from sidecar.policy.balance import SlowStart
 from sidecar.policy.balancing import Balance, Balancing
+from sidecar.policy.gradient import AdaptiveConcurrency as Gradient
 from sidecar.policy.hosts import Health
 from sidecar.policy.outlier import OutlierDetection
 from sidecar.proxy.config import (
+    AdaptiveConcurrency,
+    AdmissionControl,
     Algorithm,
     Budget,
     ClusterConfig,
@@ -21,6 +24,7 @@ from sidecar.proxy.config import (
     Direction,
     DirectResponse,
     EndpointConfig,
+    Fault,
     HashPolicy,
     HashSource,
     HeaderChange,
@@ -184,6 +188,11 @@ REFUSED: Final[dict[str, tuple[str, Any, str]]] = {
         f"{CLUSTER}[0].outlier_detection.max_ejection_percent",
         101,
         "cluster[stock].outlier_detection.max_ejection_percent: 101: at most 100 is possible",
+    ),
+    "an error with a status that there is not": (
+        f"{ROUTE}.typed_per_filter_config.fault.abort.http_status",
+        99,
+        "typed_per_filter_config[fault].abort.http_status: 99: 200 to 599 are possible",
     ),
     "an upstream that speaks whatever it likes": (
         f"{CLUSTER}[0].{OPTIONS}.explicit_http_config",
@@ -455,7 +464,25 @@ def test_listeners(tmp_path: Path) -> None:
         largest_stream_window=0,
     )
     assert manager.life == ConnectionLife(30.0, 600.0, 1000, 10.0, 3.0, 0.05)
-    assert manager.filters == (
+    assert manager.filters[-3:] == (
+        HttpFilter(
+            "fault",
+            Fault(
+                0.5,
+                0.05,
+                abort_grpc=14,
+                abort_share=0.0006,
+                abort_denominator=10_000,
+                headers=(HeaderMatch(b"x-fault", present=True),),
+                max_active=7,
+            ),
+        ),
+        HttpFilter("admission", AdmissionControl(False, ((200, 300),), (0, 5), 20.0, 0.9, 2.0, 4, 0.7)),
+        HttpFilter(
+            "adaptive", AdaptiveConcurrency(Gradient(0.2, 0.9, 500, 30.0, 0.0, 40, 0.2, 4, 0.3, 429), is_enabled=False)
+        ),
+    )
+    assert manager.filters[:-3] == (
         HttpFilter(
             "envoy.filters.http.local_ratelimit",
             LocalRateLimit(
@@ -512,7 +539,9 @@ def test_routes(tmp_path: Path) -> None:
     assert host.domains == ("orders.shop", "*.orders.shop")
     assert host.limit_actions == (LimitActions((LimitAction(Said.REMOTE_ADDRESS, "remote_address"),)),)
     assert host.overrides == (
+        ("adaptive", AdaptiveConcurrency(Gradient(0.3, fixed_min_rtt_s=0.01))),
         ("envoy.filters.http.local_ratelimit", LocalRateLimit("host", LimiterConfig(1, 1.0, 20))),
+        ("fault", Fault(delay_share=0.08, delay_by_header=True, abort_share=0.09, abort_by_header=True)),
     )
     retry = RetryPolicy(("unavailable",))
     headers = (
@@ -548,7 +577,10 @@ def test_routes(tmp_path: Path) -> None:
             idle_timeout_s=20.0,
             max_duration_s=40.0,
             grpc_timeout_max_s=25.0,
-            overrides=(("envoy.filters.http.local_ratelimit", LocalRateLimit("exact", LimiterConfig(1, 1.0, 30))),),
+            overrides=(
+                ("envoy.filters.http.local_ratelimit", LocalRateLimit("exact", LimiterConfig(1, 1.0, 30))),
+                ("fault", Fault(abort_http=418, abort_share=0.01)),
+            ),
             limit_actions=(
                 LimitActions(
                     (

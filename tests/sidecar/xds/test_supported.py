@@ -41,7 +41,10 @@ WITHOUT_EFFECT: Final = {
     "names of statistics and runtime keys, which are Envoy's": {
         "envoy.config.listener.v3.Listener stat_prefix",
         "envoy.config.core.v3.RuntimeFractionalPercent runtime_key",
+        "envoy.config.core.v3.RuntimeFeatureFlag runtime_key",
         "envoy.config.core.v3.RuntimeDouble runtime_key",
+        "envoy.config.core.v3.RuntimePercent runtime_key",
+        "envoy.config.core.v3.RuntimeUInt32 runtime_key",
     },
     "limits of RE2's programs, of which there are none": {
         "envoy.type.matcher.v3.RegexMatcher google_re2",
