@@ -70,9 +70,9 @@ def _without_ends(data: bytes) -> tuple[bytes | None, str]:
     """
     start = 2 + data[1] if data[:1] == _VERSION_TAG and len(data) > 1 and data[1] < 0x80 else 0
     end = data.rfind(_NONCE_TAG, max(start, len(data) - 2 - _MAX_NONCE))
-    if end < 0 or end + 1 >= len(data) or end + 2 + data[end + 1] != len(data):
+    if end < 0 or end + 1 >= len(data) or end + 2 + data[end + 1] != len(data) or not data[end:].isascii():
         return None, ""
-    return data[start:end], data[end + 2 :].decode("latin-1")
+    return data[start:end], data[end + 2 :].decode("ascii")
 
 
 class _Memory:
