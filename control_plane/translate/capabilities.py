@@ -89,7 +89,7 @@ MATRIX: Final[Mapping[tuple[str, str, str], Row]] = {
 }
 
 
-_NOT_PROXYLESS: Final = {
+NOT_PROXYLESS: Final = {
     "RateLimitPolicy": "rate limit",
     "AuthenticationPolicy": "authentication by the mesh",
     "AuthorizationPolicy": "authorization by the mesh",
@@ -113,8 +113,8 @@ def gaps(resource: api_pb2.Resource, of: Profile) -> Iterator[Gap]:
     spec = getattr(resource, kind.field)
     if of.client is Client.REMORA or is_off(resource):
         return
-    if of.is_proxyless and kind.name in _NOT_PROXYLESS:
-        yield Gap("spec", f"{of.client.value} has no {_NOT_PROXYLESS[kind.name]}")
+    if of.is_proxyless and kind.name in NOT_PROXYLESS:
+        yield Gap("spec", f"{of.client.value} has no {NOT_PROXYLESS[kind.name]}")
         return
     for each, value in spec.ListFields():
         if each.name != "target_refs":
@@ -136,17 +136,18 @@ def _field_gaps(kind: str, of: FieldDescriptor, value: Any, profile: Profile) ->
             return
     if row is None:
         row = Row(of.json_name)
-    since = _from(row, profile.client)
-    if profile.version < since:
-        later = f" before {'.'.join(map(str, since))}" if since != NEVER else ""
+    first = since(row, profile.client)
+    if profile.version < first:
+        later = f" before {'.'.join(map(str, first))}" if first != NEVER else ""
         text = f"{profile.client.value}{later} has no {row.what}" + (f"; {row.otherwise}" if row.otherwise else "")
         yield Gap(f"spec.{of.json_name}", text)
 
 
-def _from(row: Row, client: Client) -> Version:
+def since(row: Row, client: Client) -> Version:
+    """The first version of a client that enforces what a row is about; NEVER if there is none."""
     return row.since.get(client, _ALL if client in SIDECARS else NEVER)
 
 
 def enforces(kind: str, name: str, value: str, of: Profile) -> bool:
     """True if a client enforces what a row of the matrix is about."""
-    return of.version >= _from(MATRIX[kind, name, value], of.client)
+    return of.version >= since(MATRIX[kind, name, value], of.client)
