@@ -9,7 +9,10 @@ _TYPE = "type.googleapis.com/envoy.extensions."
 _HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _HTTP2: Final = {
     "@type": f"{_TYPE}upstreams.http.v3.HttpProtocolOptions",
-    "explicit_http_config": {"http2_protocol_options": {}},
+    "explicit_http_config": {
+        # Without it a control plane that is stopped, or whose network is gone, keeps its nodes.
+        "http2_protocol_options": {"connection_keepalive": {"interval": "10s", "timeout": "4s"}}
+    },
 }
 
 
