@@ -91,8 +91,9 @@ class Link:
 class Replicated(Mesh):
     """See the module. The second replica reaches etcd over `link`."""
 
-    def __init__(self, directory: Path, etcd: EtcdCluster, background: Background) -> None:
+    def __init__(self, directory: Path, etcd: EtcdCluster, background: Background, env: dict[str, str]) -> None:
         super().__init__(directory, etcd.target)
+        self._env = env
         self.etcd = etcd
         self.background = background
         self.link = Link(background, etcd)
@@ -111,7 +112,8 @@ class Replicated(Mesh):
             is_first = number == len(self.replicas)
             where = "127.0.0.1:0" if is_first else self.addresses[number]
             http = "127.0.0.1:0" if is_first else self.https[number]
-            process = self.spawn("up", "--listen", where, "--http", http, "--store", target, name=f"up-{number}")
+            words = ("up", "--listen", where, "--http", http, "--store", target)
+            process = self.spawn(*words, name=f"up-{number}", env=self.environment(**self._env))
             said = process.until(r"API on (\S+), /metrics and /healthz on (\S+), store")
             if is_first:
                 self.replicas.append(process)
@@ -162,11 +164,13 @@ class Replicated(Mesh):
 
 
 @contextmanager
-def replicated(directory: Path, *, flags: Sequence[str] = ()) -> Iterator[Replicated]:
-    """Two replicas, and beside each engine an instance and a caller."""
+def replicated(
+    directory: Path, *, flags: Sequence[str] = (), env: dict[str, str] | None = None
+) -> Iterator[Replicated]:
+    """Two replicas with this environment, and beside each engine an instance and a caller."""
     background = Background()
     with etcd_cluster(directory, size=3, flags=flags) as etcd:
-        mesh = Replicated(directory, etcd, background)
+        mesh = Replicated(directory, etcd, background, env or {})
         try:
             mesh.start()
             for engine in ENGINES:

@@ -1,7 +1,11 @@
 """What the mesh does when parts of its control plane die, stop, fill up or are cut off: real processes, real etcd, under traffic."""
 
+import asyncio
+import signal
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 from urllib.error import HTTPError
@@ -11,9 +15,13 @@ import grpc
 import pytest
 
 from control_plane.registry import keys, state
+from control_plane.store.contract import Delete, Put, StoreFull
+from control_plane.translate.snapshot import ROUTES
 from proto.mesh.v1 import api_pb2, api_pb2_grpc
+from tests.control_plane.plane import Node
 from tests.faults.replicated import Replicated, replicated, under_traffic
-from tests.waiting import eventually
+from tests.tools import need
+from tests.waiting import eventually, eventually_async
 
 PARTS: Final = 50
 """Resources in one file."""
@@ -173,8 +181,6 @@ def test_both_replicas_for_longer_than_leases_last(mesh: Replicated) -> None:
 @pytest.mark.slow
 def test_a_replica_that_is_stopped_is_left_by_its_nodes(mesh: Replicated) -> None:
     """SIGSTOP: its connections stay."""
-    import signal
-
     with under_traffic(mesh) as traffic:
         before = len(mesh.nodes_at(1).nodes)
         assert before == 4
@@ -188,3 +194,95 @@ def test_a_replica_that_is_stopped_is_left_by_its_nodes(mesh: Replicated) -> Non
         eventually(are_over, timeout_s=60, message="nodes stay at the replica that is stopped")
         mesh.replicas[0].send(signal.SIGCONT)
         traffic.goes_on()
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_sidecars_that_all_reconnect_at_once(mesh: Replicated, count: int) -> None:
+    """A replica dies, and all its nodes turn to the other one in the same moment: calls and writes go on meanwhile."""
+
+    async def crowd(address: str) -> tuple[list[Node], float]:
+        begin = monotonic()
+        nodes = [Node(address, f"crowd.shop~{number}", service="crowd", namespace="shop") for number in range(count)]
+        await asyncio.gather(*(node.follow() for node in nodes))
+        await eventually_async(lambda: all(ROUTES in node.held for node in nodes), timeout_s=120)
+        return nodes, monotonic() - begin
+
+    async def leave(nodes: list[Node]) -> None:
+        await asyncio.gather(*(node.close() for node in nodes))
+
+    do = mesh.background.do
+    with under_traffic(mesh) as traffic:
+        first, _ = do(crowd(mesh.addresses[0]), 200)
+        mesh.replicas[0].kill()
+        second, took_s = do(crowd(mesh.addresses[1]), 200)
+        traffic.goes_on()
+        assert len(mesh.nodes_at(1).nodes) >= count
+        do(leave([*first, *second]), 60)
+        mesh.start()
+        traffic.goes_on()
+    assert took_s < 10 + count / 10
+
+
+@pytest.mark.slow
+def test_a_full_etcd(tmp_path: Path) -> None:
+    """Its quota is used up: writes are refused in plain words, calls go on, no lease is lost; then somebody makes room."""
+    with replicated(tmp_path, flags=["--quota-backend-bytes", "6000000"]) as mesh:
+        store, do = mesh.store, mesh.background.do
+        with under_traffic(mesh) as traffic:
+            filler = [Put(b"/filler", b"x" * 900_000)]
+            with pytest.raises(StoreFull):
+                for _ in range(30):
+                    do(store.txn((), filler))
+            eventually(lambda: traffic.history.refused, message="writes are still taken")
+            text = "apiVersion: remora.dev/v1\nkind: Service\nmetadata: {name: meanwhile}\nspec: {}\n"
+            refused = mesh.remora("apply", "-f", "-", text=text)
+            assert refused.code == 1 and "is full" in refused.err and "compact and defragment it" in refused.err
+            full_at = monotonic()
+            while monotonic() - full_at < 8:  # longer than leases last
+                traffic.calls_go_on()
+            assert sorted(mesh.healthy()) == ["echo-envoy", "echo-remora"]
+            do(store.txn((), [Delete(b"/filler")]))
+            do(store.compact())
+
+            def has_room() -> bool:
+                for member in mesh.etcd.members:
+                    member.post("maintenance/defragment")
+                mesh.etcd.disarm()
+                return mesh.remora("apply", "-f", "-", text=text).code == 0
+
+            eventually(has_room, timeout_s=60)
+            traffic.goes_on()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jump", ["+1d", "-1d"])
+def test_a_clock_that_jumps(tmp_path: Path, jump: str) -> None:
+    """The replicas' clocks are put forward and back by a day: leases, time-outs and the order of changes do not go by them."""
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+    if library is None:
+        need("faketime")
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    env = {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    with replicated(tmp_path, env=env) as mesh, under_traffic(mesh) as traffic:
+        for text in (jump, "+0"):
+            clock.write_text(text)
+            traffic.goes_on()
+            shown = mesh.stub(0, api_pb2_grpc.ResourcesStub).Apply(_service(f"after{len(text)}"), timeout=5).applied[0]
+            created = shown.resource.metadata.creation_timestamp.ToDatetime(UTC)
+            days = (created - datetime.now(UTC)).total_seconds() / 86400
+            assert days == pytest.approx({"+1d": 1, "-1d": -1, "+0": 0}[text], abs=0.1), "the clock did not jump"
+            assert sorted(mesh.healthy()) == ["echo-envoy", "echo-remora"]
+
+
+def _service(name: str) -> api_pb2.ApplyRequest:
+    request = api_pb2.ApplyRequest()
+    resource = request.resources.add()
+    resource.metadata.name = name
+    resource.service.SetInParent()
+    return request
