@@ -126,7 +126,10 @@ class Entrance(grpc.aio.ServerInterceptor):
     def _many_many(self, method: _Method) -> Callable[[Any, Context], Any]:
         async def parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
             async for data in requests:
-                yield _parsed(method, data)
+                request = _parsed(method, data)
+                del data
+                yield request
+                del request  # a thousand streams that wait for their next request do not hold the last one
 
         async def write(requests: AsyncIterator[bytes], context: Context) -> None:
             async with self._passing(method, context):
