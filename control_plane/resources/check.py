@@ -1,8 +1,10 @@
 """Is a resource valid? The same answer at every entrance: command line, API, Kubernetes."""
 
 import re
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Final
+
+from google.protobuf.message import Message
 
 from control_plane.resources import regex, rules
 from control_plane.resources.errors import Fault, quoted
@@ -12,6 +14,11 @@ _GRPC_SERVICE: Final = re.compile(r"\.?[A-Za-z_][A-Za-z_0-9]*(\.[A-Za-z_][A-Za-z
 _GRPC_METHOD: Final = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
 MAX_LOGGED: Final = 10_000
 """Calls whose times a sliding log remembers."""
+_FILTER_FIELDS: Final = {
+    "RequestHeaderModifier": "request_header_modifier",
+    "ResponseHeaderModifier": "response_header_modifier",
+    "RequestMirror": "request_mirror",
+}
 _LIMIT_FIELDS: Final = {
     "interval": ("TokenBucket", "LeakyBucket", "SlidingWindow", "SlidingLog", "Gcra"),
     "burst": ("TokenBucket", "Gcra"),
@@ -84,8 +91,48 @@ def _route(spec: route_pb2.GRPCRouteSpec) -> Iterator[Fault]:
             yield Fault(
                 f"{path}.backendRefs", "weights add up to 0; give at least one backend a weight above 0", "RMR0012"
             )
+        yield from _filters(path, rule.filters)
         for place, match in enumerate(rule.matches):
             yield from _match(f"{path}.matches[{place}]", match)
+
+
+def _filters(path: str, filters: Sequence[route_pb2.RouteFilter]) -> Iterator[Fault]:
+    """Filters of a rule: each has the field of its type and no other, and none but a mirror stands twice."""
+    for number, each in enumerate(filters):
+        wanted = _FILTER_FIELDS.get(each.type, "")
+        given = {field.name for field, _ in each.ListFields()} - {"type"}
+        if wanted and given != {wanted}:
+            name = each.DESCRIPTOR.fields_by_name[wanted].json_name
+            yield Fault(f"{path}.filters[{number}]", f"{each.type} needs the field {name}, and no other", "RMR0022")
+        mirror = each.request_mirror
+        if mirror.HasField("percent") and mirror.HasField("fraction"):
+            yield Fault(
+                f"{path}.filters[{number}].requestMirror.percent", "goes not with fraction; give one of them", "RMR0022"
+            )
+        whole = mirror.fraction.denominator or 100
+        if mirror.fraction.numerator > whole:
+            text = f"{mirror.fraction.numerator} of {whole} is more than all; at most {whole} is possible"
+            yield Fault(f"{path}.filters[{number}].requestMirror.fraction.numerator", text, "RMR0022")
+        for field in ("request_header_modifier", "response_header_modifier"):
+            yield from _headers_changed(f"{path}.filters[{number}].{_json_name(each, field)}", getattr(each, field))
+    for number in _repeated(each.type if each.type != "RequestMirror" else index for index, each in enumerate(filters)):
+        yield Fault(f"{path}.filters[{number}].type", f"{filters[number].type} stands twice; write it once", "RMR0015")
+
+
+def _json_name(message: Message, field: str) -> str:
+    return str(message.DESCRIPTOR.fields_by_name[field].json_name)
+
+
+def _headers_changed(path: str, modifier: route_pb2.HeaderModifier) -> Iterator[Fault]:
+    named = [(f"{path}.set[{n}].name", item.name) for n, item in enumerate(modifier.set)]
+    named += [(f"{path}.add[{n}].name", item.name) for n, item in enumerate(modifier.add)]
+    named += [(f"{path}.remove[{n}]", name) for n, name in enumerate(modifier.remove)]
+    for number in _repeated(name.lower() for _, name in named):
+        place, name = named[number]
+        yield Fault(place, f"{quoted(name)} is changed twice; once is enough", "RMR0015")
+    for place, name in named:
+        if name.lower() == "host" or name.lower().startswith("grpc-") or name.lower() in ("te", "content-type"):
+            yield Fault(place, f"{quoted(name)} belongs to the protocol; routes do not change it", "RMR0022")
 
 
 def _match(path: str, match: route_pb2.GRPCRouteMatch) -> Iterator[Fault]:

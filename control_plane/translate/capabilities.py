@@ -95,6 +95,12 @@ NOT_PROXYLESS: Final = {
     "AuthorizationPolicy": "authorization by the mesh",
 }
 """Kinds of which gRPC's own clients and servers enforce nothing, and what to call them."""
+_FILTERS: Final = {
+    "RequestHeaderModifier": "change of request headers",
+    "ResponseHeaderModifier": "change of response headers",
+    "RequestMirror": "mirror",
+}
+"""Filters of routes, which gRPC's own clients do not have, and what to call them."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -119,6 +125,13 @@ def gaps(resource: api_pb2.Resource, of: Profile) -> Iterator[Gap]:
     for each, value in spec.ListFields():
         if each.name != "target_refs":
             yield from _field_gaps(kind.name, each, value, of)
+    if resource.HasField("grpc_route") and of.is_proxyless:
+        for number, rule in enumerate(resource.grpc_route.rules):
+            for place, each in enumerate(rule.filters):
+                text = (
+                    f"{of.client.value} has no {_FILTERS.get(each.type, each.type)}; it calls as if it were not there"
+                )
+                yield Gap(f"spec.rules[{number}].filters[{place}]", text)
     unset = [each for each in spec.DESCRIPTOR.fields if each.name == "algorithm" and not getattr(spec, each.name)]
     for each in unset:
         yield from _field_gaps(kind.name, each, 0, of)

@@ -11,7 +11,7 @@ from typing import Final
 from control_plane.registry.state import State
 from control_plane.resources import kinds
 from control_plane.resources.precedence import Age, age
-from control_plane.translate.view import is_off, is_parent_allowed
+from control_plane.translate.view import backends, is_off, is_parent_allowed
 from proto.mesh.v1 import api_pb2, meta_pb2, route_pb2
 
 MAX_NAMED: Final = 5
@@ -82,7 +82,7 @@ class Conditions:
 
     def _backends(self, route: api_pb2.Resource) -> meta_pb2.Condition | None:
         for number, rule in enumerate(route.grpc_route.rules):
-            for backend in rule.backend_refs:
+            for backend in backends(rule):
                 namespace = backend.namespace or _namespace(route)
                 if (namespace, backend.name) not in self._known:
                     text = (

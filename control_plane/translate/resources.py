@@ -22,6 +22,7 @@ from envoy.type.matcher.v3 import regex_pb2, string_pb2
 from google.protobuf import any_pb2, duration_pb2, struct_pb2, wrappers_pb2
 
 from control_plane.translate.limits import filter_config
+from control_plane.translate.route_filters import apply_filter
 from control_plane.translate.view import LimitView, RuleView, ServiceView, cluster_name
 from proto.mesh.v1 import policy_pb2, service_pb2
 from proto.mesh.v1 import route_pb2 as mesh_route_pb2
@@ -280,7 +281,10 @@ def _route(rule: RuleView) -> Any:
     else:
         for name, weight in rule.backends:
             action.weighted_clusters.clusters.add(name=name, weight=_uint(weight))
-    return route_components_pb2.Route(name=rule.name, match=_match(rule.match), route=action)
+    route = route_components_pb2.Route(name=rule.name, match=_match(rule.match), route=action)
+    for data in rule.filters:
+        apply_filter(mesh_route_pb2.RouteFilter.FromString(data), route)
+    return route
 
 
 def _regex(pattern: str) -> Any:

@@ -46,6 +46,8 @@ class RuleView:
     """(cluster name, weight above 0), each cluster once."""
     port: int = 0
     """The port of the service that the rule is for; 0: all."""
+    filters: tuple[bytes, ...] = ()
+    """Each a serialised RouteFilter; the namespace of a mirror's backend is filled in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +212,7 @@ def declared(state: State) -> Declared:
     routes = state.of_kind("GRPCRoute")
     for route in routes:
         for rule in route.grpc_route.rules:
-            names.update((backend.namespace or _namespace(route), backend.name) for backend in rule.backend_refs)
+            names.update((backend.namespace or _namespace(route), backend.name) for backend in backends(rule))
         for parent in route.grpc_route.parent_refs:
             if is_parent_allowed(route, parent):
                 names.add((_namespace(route), parent.name))
@@ -296,7 +298,27 @@ def _views(route: api_pb2.Resource, age: int) -> Iterator[tuple[tuple[int, int, 
         for match in rule.matches or [route_pb2.GRPCRouteMatch()]:
             rank = (-len(match.method.service), -len(match.method.method), -len(match.headers), age)
             name = f"{namespace}/{route.metadata.name}/rule-{number}"
-            yield rank, RuleView(name, match.SerializeToString(deterministic=True), tuple(shares.items()))
+            data = match.SerializeToString(deterministic=True)
+            yield rank, RuleView(name, data, tuple(shares.items()), 0, _filters(rule, namespace))
+
+
+def _filters(rule: route_pb2.GRPCRouteRule, namespace: str) -> tuple[bytes, ...]:
+    found = []
+    for each in rule.filters:
+        whole = route_pb2.RouteFilter()
+        whole.CopyFrom(each)
+        if whole.HasField("request_mirror") and not whole.request_mirror.backend_ref.namespace:
+            whole.request_mirror.backend_ref.namespace = namespace
+        found.append(whole.SerializeToString(deterministic=True))
+    return tuple(found)
+
+
+def backends(rule: route_pb2.GRPCRouteRule) -> Iterator[route_pb2.BackendRef]:
+    """Every service that a rule names: where calls go, and where copies of them go."""
+    yield from rule.backend_refs
+    for each in rule.filters:
+        if each.HasField("request_mirror"):
+            yield each.request_mirror.backend_ref
 
 
 def _limits(state: State) -> tuple[LimitTarget, ...]:

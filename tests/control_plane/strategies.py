@@ -59,6 +59,24 @@ def _rule(draw: st.DrawFn) -> route_pb2.GRPCRouteRule:
             backend.weight = draw(st.sampled_from([0, 1, 90, 1_000_000]))
     if all(backend.HasField("weight") and not backend.weight for backend in rule.backend_refs):
         rule.backend_refs[0].weight = 1
+    for kind in draw(st.lists(st.sampled_from(["Request", "Response"]), max_size=2, unique=True)):
+        each = rule.filters.add(type=f"{kind}HeaderModifier")
+        modifier = each.request_header_modifier if kind == "Request" else each.response_header_modifier
+        modifier.SetInParent()
+        names = draw(st.lists(st.sampled_from(["x-a", "X-B", "x-c"]), max_size=3, unique=True))
+        for name in names:
+            values = st.sampled_from(["1", "50%", "%REQ(x)%"])
+            draw(st.sampled_from([modifier.set, modifier.add])).add(name=name, value=draw(values))
+        if "x-a" not in names:
+            modifier.remove.append("x-a")
+    if draw(st.booleans()):
+        mirror = rule.filters.add(type="RequestMirror").request_mirror
+        mirror.backend_ref.name, mirror.backend_ref.namespace = draw(NAMES), draw(NAMESPACES | st.just(""))
+        if draw(st.booleans()):
+            mirror.percent = draw(st.integers(0, 100))
+        elif draw(st.booleans()):
+            mirror.fraction.denominator = draw(st.sampled_from([0, 3, 100, 1000, 1_000_000]))
+            mirror.fraction.numerator = draw(st.integers(0, mirror.fraction.denominator or 100))
     return rule
 
 

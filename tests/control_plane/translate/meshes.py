@@ -151,6 +151,7 @@ def _routes(mesh: Mesh, snapshot: Snapshot) -> Iterator[str]:
             yield f"{host.name}: {' '.join(host.domains)}"
             for route in host.routes:
                 yield f"  {_match(route.match)} -> {_action(route.route)} ({route.name})"
+                yield from (f"    {line}" for line in _filters(route))
 
 
 def _match(match: Any) -> str:
@@ -161,6 +162,19 @@ def _match(match: Any) -> str:
         value = header.string_match
         words.append(f"{header.name}={value.exact}" if value.exact else f"{header.name}~{value.safe_regex.regex}")
     return " ".join(words)
+
+
+def _filters(route: Any) -> Iterator[str]:
+    for kind in ("request", "response"):
+        for change in getattr(route, f"{kind}_headers_to_add"):
+            how = base_pb2.HeaderValueOption.HeaderAppendAction.Name(change.append_action).partition("_")[0].lower()
+            yield f"{kind} {how} {change.header.key}: {change.header.value}"
+        for name in getattr(route, f"{kind}_headers_to_remove"):
+            yield f"{kind} remove {name}"
+    for policy in route.route.request_mirror_policies:
+        share = policy.runtime_fraction.default_value
+        whole = share.DESCRIPTOR.enum_types_by_name["DenominatorType"].values_by_number[share.denominator].name
+        yield f"copies {share.numerator} of {whole} to {policy.cluster.replace('outbound|', '')}"
 
 
 def _action(action: Any) -> str:
