@@ -1,8 +1,8 @@
 """Is a resource valid? The same answer at every entrance: command line, API, Kubernetes."""
 
 import re
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import Final
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from google.protobuf.message import Message
 
@@ -25,6 +25,16 @@ _LIMIT_FIELDS: Final = {
     "max_wait": ("LeakyBucket",),
 }
 """Fields of a rate limit that only some algorithms have."""
+_BALANCING_FIELDS: Final = {
+    "hash_on": ("RingHash", "Maglev"),
+    "choices": ("LeastRequest",),
+    "ring_size": ("RingHash",),
+    "slow_start": ("RoundRobin", "LeastRequest"),
+    "decay": ("PeakEwma",),
+    "penalty": ("PeakEwma",),
+}
+"""Fields of balancing that only some algorithms have."""
+_HASH_KEYS: Final = ("header", "cookie", "query_parameter", "source")
 
 
 def check(resource: api_pb2.Resource) -> list[Fault]:
@@ -39,24 +49,58 @@ def check(resource: api_pb2.Resource) -> list[Fault]:
         found += _service(resource.service)
     if resource.HasField("grpc_route"):
         found += _route(resource.grpc_route)
-    for policy in ("load_balancing_policy", "rate_limit_policy"):
+    for policy in ("load_balancing_policy", "rate_limit_policy", "authentication_policy"):
         if resource.HasField(policy):
             found += _targets(getattr(resource, policy).target_refs)
     if resource.HasField("rate_limit_policy"):
         found += _rate_limit(resource.rate_limit_policy)
+    if resource.HasField("load_balancing_policy"):
+        found += _balancing(resource.load_balancing_policy)
     return found
+
+
+def _foreign_fields(spec: Any, chosen: str, fields: Mapping[str, tuple[str, ...]], code: str) -> Iterator[Fault]:
+    """Fields that the chosen algorithm does not have."""
+    set_fields = {field.name for field, _ in spec.ListFields()}
+    for field, takers in fields.items():
+        if field in set_fields and chosen and chosen not in takers:
+            name = spec.DESCRIPTOR.fields_by_name[field].json_name
+            yield Fault(
+                f"spec.{name}", f"means nothing with {chosen}; only with {', '.join(takers)}: leave it out", code
+            )
+
+
+def _balancing(spec: policy_pb2.LoadBalancingPolicySpec) -> Iterator[Fault]:
+    algorithm = policy_pb2.LoadBalancingPolicySpec.Algorithm
+    chosen = algorithm.Name(spec.algorithm) if spec.algorithm in algorithm.values() else ""
+    yield from _foreign_fields(spec, chosen, _BALANCING_FIELDS, "RMR0019")
+    if chosen in _BALANCING_FIELDS["hash_on"] and not spec.hash_on:
+        text = f"is empty, so {chosen} has no key to go by; name a header, a cookie, a query parameter or a source"
+        yield Fault("spec.hashOn", text, "RMR0019")
+    if spec.choices == 1:
+        yield Fault("spec.choices", "1 leaves no choice; take 2 or more, or algorithm: Random", "RMR0019")
+    for number, key in enumerate(spec.hash_on):
+        path = f"spec.hashOn[{number}]"
+        if sum(bool(getattr(key, name)) for name in _HASH_KEYS) != 1:
+            yield Fault(path, "one of header, cookie, queryParameter and source must be given", "RMR0019")
+        if key.HasField("cookie_ttl") and not key.cookie:
+            yield Fault(f"{path}.cookieTtl", "means nothing without cookie; leave it out", "RMR0019")
+    for number in _repeated(tuple(getattr(key, name) for name in _HASH_KEYS) for key in spec.hash_on):
+        yield Fault(f"spec.hashOn[{number}]", "stands twice; once is enough", "RMR0015")
+    for number in _repeated(spec.failover):
+        yield Fault(f"spec.failover[{number}]", f"{quoted(spec.failover[number])} stands twice; keep one", "RMR0015")
+    for field, names in (("failover", list(spec.failover)), ("localityWeights", sorted(spec.locality_weights))):
+        for number, name in enumerate(names):
+            if not all(name.split("/")) or name.count("/") > 2:
+                text = f"{quoted(name)} is no locality; write REGION, REGION/ZONE or REGION/ZONE/SUBZONE"
+                place = f"[{number}]" if field == "failover" else ""
+                yield Fault(f"spec.{field}{place}", text, "RMR0019")
 
 
 def _rate_limit(spec: policy_pb2.RateLimitPolicySpec) -> Iterator[Fault]:
     algorithm = policy_pb2.RateLimitPolicySpec.Algorithm
     chosen = algorithm.Name(spec.algorithm) if spec.algorithm in algorithm.values() else ""
-    set_fields = {field.name for field, _ in spec.ListFields()}
-    for field, takers in _LIMIT_FIELDS.items():
-        if field in set_fields and chosen and chosen not in takers:
-            name = policy_pb2.RateLimitPolicySpec.DESCRIPTOR.fields_by_name[field].json_name
-            yield Fault(
-                f"spec.{name}", f"means nothing with {chosen}; only with {', '.join(takers)}: leave it out", "RMR0018"
-            )
+    yield from _foreign_fields(spec, chosen, _LIMIT_FIELDS, "RMR0018")
     if chosen == "SlidingLog" and spec.requests > MAX_LOGGED:
         text = f"{spec.requests} times would be remembered for each key; at most {MAX_LOGGED} with SlidingLog, or take SlidingWindow"
         yield Fault("spec.requests", text, "RMR0018")

@@ -77,6 +77,15 @@ MATRIX: Final[Mapping[tuple[str, str, str], Row]] = {
     ("LoadBalancingPolicy", "algorithm", "RingHash"): Row("ring hash", _HASHED, _ROUND, "gRFC A42"),
     ("LoadBalancingPolicy", "algorithm", "Maglev"): Row("maglev", {}, _ROUND),
     ("LoadBalancingPolicy", "algorithm", "PeakEwma"): Row("peak EWMA", _NOT_ENVOY, "it balances in its own way"),
+    ("LoadBalancingPolicy", "hash_on", ""): Row("key but a header", _HASHED, "other keys do not count", "gRFC A42"),
+    ("LoadBalancingPolicy", "ring_size", ""): Row("size of a ring", _HASHED, source="gRFC A42"),
+    ("LoadBalancingPolicy", "choices", ""): Row(
+        "number of choices", _since(None, (1, 48), None, None), source="gRFC A48"
+    ),
+    ("LoadBalancingPolicy", "decay", ""): Row("decay of latencies", _NOT_ENVOY),
+    ("LoadBalancingPolicy", "penalty", ""): Row("penalty for overload", _NOT_ENVOY),
+    ("LoadBalancingPolicy", "failover", ""): Row("failover", _ANYWHERE, source="gRFC A27"),
+    ("LoadBalancingPolicy", "locality_weights", ""): Row("weights of localities", _ANYWHERE, source="gRFC A27"),
     ("RateLimitPolicy", "algorithm", "LeakyBucket"): Row("leaky bucket", _NOT_ENVOY, _BUCKET),
     ("RateLimitPolicy", "algorithm", "SlidingWindow"): Row("sliding window", _NOT_ENVOY, _BUCKET),
     ("RateLimitPolicy", "algorithm", "SlidingLog"): Row("sliding log", _NOT_ENVOY, _BUCKET),

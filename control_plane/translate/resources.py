@@ -21,9 +21,10 @@ from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.matcher.v3 import regex_pb2, string_pb2
 from google.protobuf import any_pb2, duration_pb2, struct_pb2, wrappers_pb2
 
+from control_plane.translate import balancing, security
 from control_plane.translate.limits import filter_config
 from control_plane.translate.route_filters import apply_filter
-from control_plane.translate.view import LimitView, RuleView, ServiceView, cluster_name
+from control_plane.translate.view import LimitView, MutualTls, PeerView, RuleView, ServiceView, cluster_name
 from proto.mesh.v1 import policy_pb2, service_pb2
 from proto.mesh.v1 import route_pb2 as mesh_route_pb2
 
@@ -46,11 +47,6 @@ RETRY_ON: Final = "connect-failure,refused-stream,reset-before-request"
 
 _HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _MANAGER: Final = "envoy.filters.network.http_connection_manager"
-_ALGORITHMS: Final = {
-    policy_pb2.LoadBalancingPolicySpec.RoundRobin: cluster_pb2.Cluster.ROUND_ROBIN,
-    policy_pb2.LoadBalancingPolicySpec.Random: cluster_pb2.Cluster.RANDOM,
-    policy_pb2.LoadBalancingPolicySpec.LeastRequest: cluster_pb2.Cluster.LEAST_REQUEST,
-}
 PANIC_SHARE: Final = 0.5
 """With fewer healthy instances than this share of the healthy and the held ones, those that are held get calls too."""
 # What a later release may have stored is taken for what does least harm: one bad value must not keep the rest from being served.
@@ -102,14 +98,18 @@ def _http2_options() -> dict[str, any_pb2.Any]:
 
 
 @lru_cache(REMEMBERED)
-def cluster(name: str, algorithm: policy_pb2.LoadBalancingPolicySpec.Algorithm.ValueType) -> bytes:
-    """The cluster of a service, its endpoints by EDS."""
+def cluster(
+    name: str,
+    balance: bytes,
+    peer: PeerView | None = None,
+    identity_source: str = "",
+) -> bytes:
+    """The cluster of a service, its endpoints by EDS. `balance` is its LoadBalancingPolicySpec, `identity_source` where the caller's certificate comes from."""
     message = cluster_pb2.Cluster(
         name=name,
         type=cluster_pb2.Cluster.EDS,
         eds_cluster_config=cluster_pb2.Cluster.EdsClusterConfig(eds_config=_ads()),
         connect_timeout=duration_pb2.Duration(seconds=CONNECT_TIMEOUT_S),
-        lb_policy=_ALGORITHMS.get(algorithm, cluster_pb2.Cluster.ROUND_ROBIN),
         typed_extension_protocol_options=_http2_options(),
         circuit_breakers=circuit_breaker_pb2.CircuitBreakers(
             thresholds=[
@@ -122,25 +122,31 @@ def cluster(name: str, algorithm: policy_pb2.LoadBalancingPolicySpec.Algorithm.V
             ]
         ),
     )
-    # No panic: an endpoint that is draining or not healthy gets no calls, however few are left.
-    message.common_lb_config.healthy_panic_threshold.value = 0
+    balancing.balance(message, balance)
+    if peer is not None and identity_source:
+        security.secure(message, peer, identity_source)
     return _bytes(message)
 
 
 def endpoints(service: ServiceView) -> bytes:
     """The endpoints of a service, grouped by locality."""
     message = endpoint_pb2.ClusterLoadAssignment(cluster_name=cluster_name(service.namespace, service.name))
+    places = balancing.Places(service.balancing)
     held = health_check_pb2.UNKNOWN if _needs_held(service) else health_check_pb2.UNHEALTHY
     for locality in sorted({endpoint.locality for endpoint in service.endpoints}):
         members = [endpoint for endpoint in service.endpoints if endpoint.locality == locality]
         region, zone, sub_zone = locality
         group = message.endpoints.add(
             locality=base_pb2.Locality(region=region, zone=zone, sub_zone=sub_zone),
-            load_balancing_weight=_uint(sum(endpoint.weight for endpoint in members)),
+            load_balancing_weight=places.weight(locality, sum(endpoint.weight for endpoint in members)),
+            priority=places.priority(locality, service.endpoints),
         )
         for endpoint in members:
             labels = struct_pb2.Struct()
             labels.update({"version": endpoint.version, "instance": endpoint.id})
+            metadata = base_pb2.Metadata(filter_metadata={"envoy.lb": labels})
+            if endpoint.mutual_tls:
+                metadata.filter_metadata[security.MATCH].update({security.MUTUAL_TLS: "true"})
             group.lb_endpoints.append(
                 endpoint_components_pb2.LbEndpoint(
                     endpoint=endpoint_components_pb2.Endpoint(address=_address(endpoint.address, endpoint.port)),
@@ -148,7 +154,7 @@ def endpoints(service: ServiceView) -> bytes:
                     if endpoint.health == service_pb2.HELD
                     else _HEALTH.get(endpoint.health, health_check_pb2.UNHEALTHY),
                     load_balancing_weight=_uint(endpoint.weight),
-                    metadata=base_pb2.Metadata(filter_metadata={"envoy.lb": labels}),
+                    metadata=metadata,
                 )
             )
     return _bytes(message)
@@ -229,7 +235,7 @@ def virtual_hosts(service: ServiceView, has_short_name: bool) -> bytes:
 
 def routing_part(service: ServiceView) -> ServiceView:
     """The service without what routes do not depend on: endpoints come and go without touching routes."""
-    return replace(service, algorithm=policy_pb2.LoadBalancingPolicySpec.RoundRobin, endpoints=())
+    return replace(service, balancing=b"", endpoints=(), peer=None)
 
 
 def _virtual_hosts(service: ServiceView, has_short_name: bool) -> tuple[Any, ...]:
@@ -255,7 +261,7 @@ def _virtual_hosts(service: ServiceView, has_short_name: bool) -> tuple[Any, ...
 def _virtual_host(service: ServiceView, name: str, domains: list[str], port: int) -> Any:
     host = route_components_pb2.VirtualHost(name=name, domains=domains)
     rules = dict.fromkeys(replace(rule, port=0) for rule in service.rules if rule.port in (0, port))
-    default = RuleView("default", b"", ((cluster_name(service.namespace, service.name), 1),))
+    default = RuleView("default", b"", ((cluster_name(service.namespace, service.name), 1),), hash_on=service.hash_on)
     for rule in rules or (default,):
         host.routes.append(_route(rule))
     return host
@@ -275,6 +281,7 @@ def _route(rule: RuleView) -> Any:
             ],
             host_selection_retry_max_attempts=5,
         ),
+        hash_policy=balancing.hash_policies(rule.hash_on),
     )
     if len(rule.backends) == 1:
         action.cluster = rule.backends[0][0]
@@ -319,16 +326,18 @@ def _match(data: bytes) -> Any:
 # -- listeners ----------------------------------------------------------------------------------------
 
 
+def _chain(manager: Any, **what: Any) -> Any:
+    return listener_components_pb2.FilterChain(
+        filters=[listener_components_pb2.Filter(name=_MANAGER, typed_config=_any(manager))], **what
+    )
+
+
 def _listener(name: str, manager: Any, direction: int, **where: Any) -> bytes:
     return _bytes(
         listener_pb2.Listener(
             name=name,
             traffic_direction=direction,
-            filter_chains=[
-                listener_components_pb2.FilterChain(
-                    filters=[listener_components_pb2.Filter(name=_MANAGER, typed_config=_any(manager))]
-                )
-            ],
+            filter_chains=[_chain(manager)],
             **where,
         )
     )
@@ -341,11 +350,18 @@ def _router() -> Any:
 
 
 @lru_cache(REMEMBERED)
-def inbound_listener(host: str, port: int, limits: int) -> bytes:
+def inbound_listener(
+    host: str,
+    port: int,
+    limits: int,
+    identity_source: str = "",
+    mutual_tls: MutualTls = policy_pb2.AuthenticationPolicySpec.Permissive,
+) -> bytes:
     """Calls from the mesh to the application, with a place for each of its rate limits.
 
     The limits themselves come with the routes: Envoy reads routes per call, but keeps connections that it has on the listener that
-    accepted them, and with it on the policy of that day.
+    accepted them, and with it on the policy of that day. With an identity, callers show theirs: all of them, or (`Permissive`) those
+    that have one, on the same port.
     """
     places = max(limits, LIMIT_PLACES)
     empty = local_rate_limit_pb2.LocalRateLimit(stat_prefix="none")
@@ -360,7 +376,28 @@ def inbound_listener(host: str, port: int, limits: int) -> bytes:
             _router(),
         ],
     )
-    return _listener(INBOUND, manager, base_pb2.INBOUND, address=_address(host, port))
+    if not identity_source:
+        return _listener(INBOUND, manager, base_pb2.INBOUND, address=_address(host, port))
+    chains = [
+        _chain(
+            manager,
+            name=security.MUTUAL_TLS,
+            filter_chain_match=listener_components_pb2.FilterChainMatch(transport_protocol="tls"),
+            transport_socket=security.downstream(identity_source),
+        )
+    ]
+    if mutual_tls != policy_pb2.AuthenticationPolicySpec.Strict:
+        plain = listener_components_pb2.FilterChainMatch(transport_protocol="raw_buffer")
+        chains.append(_chain(manager, name=security.PLAIN_TEXT, filter_chain_match=plain))
+    return _bytes(
+        listener_pb2.Listener(
+            name=INBOUND,
+            traffic_direction=base_pb2.INBOUND,
+            address=_address(host, port),
+            listener_filters=[security.tls_inspector()],
+            filter_chains=chains,
+        )
+    )
 
 
 def _limit_filter(number: int) -> str:

@@ -12,7 +12,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from control_plane.translate import content, proxyless, resources
 from control_plane.translate.content import Content
 from control_plane.translate.node import Node
-from control_plane.translate.view import MeshView, cluster_name, limits
+from control_plane.translate.view import MeshView, cluster_name, inbound_mutual_tls, limits
 
 _PREFIX: Final = "type.googleapis.com/envoy.config."
 CLUSTER: Final = _PREFIX + "cluster.v3.Cluster"
@@ -98,8 +98,9 @@ def own(mesh: MeshView, node: Node) -> Own:
     if node.inbound_port and node.app_port:
         clusters[resources.INBOUND] = resources.inbound_cluster(node.app_address, node.app_port)
         in_force = limits(mesh, node)
+        source = node.identity_source if mesh.declared.trust_domain else ""
         listeners[resources.INBOUND] = resources.inbound_listener(
-            node.inbound_address, node.inbound_port, len(in_force)
+            node.inbound_address, node.inbound_port, len(in_force), source, inbound_mutual_tls(mesh, node)
         )
         routes[resources.INBOUND] = resources.inbound_routes(in_force, node.engine)
     if node.outbound_port:
@@ -113,11 +114,12 @@ def build(mesh: MeshView, node: Node) -> Snapshot:
     if node.profile.is_proxyless:
         return _proxyless(mesh, node, its_own)
     routing = tuple(map(resources.routing_part, mesh.services))
+    source = node.identity_source
     clusters = {resources.TUNNEL: resources.tunnel_cluster(), **its_own.clusters}
     endpoints: dict[str, bytes] = {}
     for service in mesh.services:
         name = cluster_name(service.namespace, service.name)
-        clusters[name] = resources.cluster(name, service.algorithm)
+        clusters[name] = resources.cluster(name, service.balancing, service.peer, source)
         endpoints[name] = resources.endpoints(service)
     listeners = {resources.OUTBOUND_MESH: resources.mesh_listener(), **its_own.listeners}
     routes = {resources.OUTBOUND: resources.route_configuration(routing, node.namespace), **its_own.routes}
@@ -131,7 +133,7 @@ def _proxyless(mesh: MeshView, node: Node, its_own: Own) -> Snapshot:
     routes: dict[str, bytes] = {}
     for service in mesh.services:
         name = cluster_name(service.namespace, service.name)
-        clusters[name] = proxyless.cluster(resources.cluster(name, service.algorithm), node.profile)
+        clusters[name] = proxyless.cluster(resources.cluster(name, service.balancing), node.profile)
         endpoints[name] = proxyless.endpoints(resources.endpoints(service))
         listeners |= proxyless.listeners(service, service.namespace == node.namespace)
         routes |= proxyless.tables(service, node.profile)

@@ -18,7 +18,7 @@ from control_plane.translate.content import Content, Shared, field
 from control_plane.translate.node import Node
 from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, LISTENER, ROUTES, Origin, Own, Snapshot
 from control_plane.translate.targets import Targets
-from control_plane.translate.view import Key, MeshView, ServiceView, cluster_name, limits
+from control_plane.translate.view import Key, MeshView, ServiceView, cluster_name, inbound_mutual_tls, limits
 
 _LISTENERS: Final = Shared({resources.OUTBOUND_MESH: resources.mesh_listener()})
 _NONE: Final[dict[str, bytes]] = {}
@@ -27,9 +27,11 @@ _NONE: Final[dict[str, bytes]] = {}
 class _Backends:
     """Clusters and endpoints of all services."""
 
-    def __init__(self) -> None:
+    def __init__(self, identity_source: str, mesh: MeshView) -> None:
         self.clusters = Shared({resources.TUNNEL: resources.tunnel_cluster()})
         self.endpoints = Shared({})
+        self._identity_source = identity_source
+        self.advance(MeshView(0), mesh, mesh.by_name)
 
     def advance(self, old: MeshView, mesh: MeshView, touched: Iterable[Key]) -> None:
         """These services changed, came or went."""
@@ -40,8 +42,8 @@ class _Backends:
             if service is None:
                 clusters[name] = endpoints[name] = None
                 continue
-            clusters[name] = resources.cluster(name, service.algorithm)
-            if before is None or before.endpoints != service.endpoints:
+            clusters[name] = resources.cluster(name, service.balancing, service.peer, self._identity_source)
+            if before is None or (before.endpoints, before.balancing) != (service.endpoints, service.balancing):
                 endpoints[name] = resources.endpoints(service)
         self.clusters = self.clusters.replaced(clusters)
         self.endpoints = self.endpoints.replaced(endpoints)
@@ -81,8 +83,9 @@ class Translator:
 
     def __init__(self) -> None:
         self.mesh = MeshView(0)
-        self._backends = _Backends()
-        self._scopes: WeakValueDictionary[str, _Scope] = WeakValueDictionary()
+        self._backends: WeakValueDictionary[str, _Backends] = WeakValueDictionary()
+        """By where the callers' certificates come from."""
+        self._scopes: WeakValueDictionary[tuple[str, str], _Scope] = WeakValueDictionary()
         self._targets: WeakValueDictionary[tuple[str, Profile], Targets] = WeakValueDictionary()
 
     def advance(self, state: State, changed: frozenset[bytes] | None) -> None:
@@ -91,7 +94,8 @@ class Translator:
         self.mesh = step.mesh
         if not step.touched:
             return
-        self._backends.advance(old, step.mesh, step.touched)
+        for backends in self._backends.values():
+            backends.advance(old, step.mesh, step.touched)
         rerouted = {key for key in step.touched if _routing(old, key) != _routing(step.mesh, key)}
         for scope in self._scopes.values():
             scope.advance(step.mesh, rerouted)
@@ -102,9 +106,7 @@ class Translator:
         """What a node is to be told. `last` is what it was told before: of that is used again what still holds."""
         if node.profile.is_proxyless:
             return self._proxyless(node, last)
-        scope = self._scopes.get(node.namespace)
-        if scope is None:
-            scope = self._scopes[node.namespace] = _Scope(node.namespace, self._backends, self.mesh)
+        scope = self._scope(node)
         own = self._own(node, last)
         return Snapshot(
             str(self.mesh.revision),
@@ -116,6 +118,16 @@ class Translator:
             },
             Origin(scope, own, *self._basis(node)),
         )
+
+    def _scope(self, node: Node) -> _Scope:
+        key = node.namespace, node.identity_source
+        scope = self._scopes.get(key)
+        if scope is None:
+            backends = self._backends.get(node.identity_source)
+            if backends is None:
+                backends = self._backends[node.identity_source] = _Backends(node.identity_source, self.mesh)
+            scope = self._scopes[key] = _Scope(node.namespace, backends, self.mesh)
+        return scope
 
     def _proxyless(self, node: Node, last: Snapshot | None) -> Snapshot:
         key = node.namespace, node.profile
@@ -147,7 +159,8 @@ class Translator:
         """All that a node's own resources are made of, beside what it says of itself."""
         declared = self.mesh.declared
         shares = limits(self.mesh, node) if declared.has_shares else ()
-        return declared.limits, self.mesh.present.by_node.get(node.id, ()), shares
+        peer = (declared.trust_domain, inbound_mutual_tls(self.mesh, node)) if declared.trust_domain else ()
+        return declared.limits, self.mesh.present.by_node.get(node.id, ()), (*shares, *peer)
 
 
 def _routing(mesh: MeshView, key: Key) -> ServiceView | None:

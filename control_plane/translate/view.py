@@ -5,12 +5,12 @@ A service whose view did not change is not translated again, and its bytes are s
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from control_plane.registry.state import State, selects
 from control_plane.resources import precedence
 from control_plane.resources.check import weight
-from control_plane.resources.kinds import DEFAULT_NAMESPACE
+from control_plane.resources.kinds import DEFAULT_NAMESPACE, MESH_NAMESPACE
 from control_plane.translate.node import Node
 from proto.mesh.v1 import api_pb2, policy_pb2, route_pb2, service_pb2
 
@@ -19,6 +19,19 @@ Key = tuple[str, str]
 K = TypeVar("K")
 MAX_KEYS: Final = 10_000
 """Of a rate limit that says nothing else."""
+
+
+MutualTls: TypeAlias = policy_pb2.AuthenticationPolicySpec.MutualTls.ValueType
+
+
+@dataclass(frozen=True, slots=True)
+class PeerView:
+    """How a service and its callers know each other."""
+
+    mutual_tls: MutualTls
+    """`Permissive`, `Strict` or `Disable`."""
+    identities: tuple[str, ...]
+    """SPIFFE IDs that its instances may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +45,8 @@ class EndpointView:
     weight: int
     health: service_pb2.Health.ValueType
     locality: tuple[str, str, str]
+    mutual_tls: bool = False
+    """Its sidecar has an identity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +61,8 @@ class RuleView:
     """(cluster name, weight above 0), each cluster once."""
     port: int = 0
     """The port of the service that the rule is for; 0: all."""
+    hash_on: bytes = b""
+    """Of what keys are made, for the first of the backends that says so: a LoadBalancingPolicySpec with `hash_on`."""
     filters: tuple[bytes, ...] = ()
     """Each a serialised RouteFilter; the namespace of a mirror's backend is filled in."""
 
@@ -57,10 +74,15 @@ class ServiceView:
     namespace: str
     name: str
     ports: tuple[int, ...]
-    algorithm: policy_pb2.LoadBalancingPolicySpec.Algorithm.ValueType
+    balancing: bytes
+    """The serialised LoadBalancingPolicySpec, without its targets and without what its keys are made of."""
     rules: tuple[RuleView, ...]
     """In order of precedence."""
     endpoints: tuple[EndpointView, ...]
+    hash_on: bytes = b""
+    """The part of it that says of what keys are made."""
+    peer: PeerView | None = None
+    """None in a mesh without identities."""
 
     @property
     def host(self) -> str:
@@ -124,6 +146,10 @@ class Declared:
     """By namespace: the services that choose their instances by labels."""
     limits: tuple[LimitTarget, ...] = ()
     """Every service that a rate limit counts for, in order."""
+    trust_domain: str = ""
+    """Empty in a mesh without identities."""
+    mutual_tls: Mapping[Key, MutualTls] = field(default_factory=dict)
+    """By service, by namespace with an empty name, and for the mesh with both empty: what policies say."""
 
     @property
     def has_shares(self) -> bool:
@@ -173,17 +199,76 @@ def mesh(state: State) -> MeshView:
 
 def service(key: Key, declared: Declared, present: Present) -> ServiceView:
     """The view of one service."""
-    spec, policy = declared.services.get(key), declared.balancing.get(key)
+    spec = declared.services.get(key)
+    balancing, hash_on = _balancing(key, declared)
     return ServiceView(
         namespace=key[0],
         name=key[1],
         ports=tuple(port.port for port in spec.ports) if spec is not None else (),
-        algorithm=policy.load_balancing_policy.algorithm
-        if policy is not None
-        else policy_pb2.LoadBalancingPolicySpec.RoundRobin,
-        rules=tuple(declared.rules.get(key, ())),
+        balancing=balancing,
+        rules=tuple(_keyed(rule, declared) for rule in declared.rules.get(key, ())),
         endpoints=tuple(map(_endpoint, _instances(key, declared, present))),
+        hash_on=hash_on,
+        peer=_peer(key, declared, present) if declared.trust_domain else None,
     )
+
+
+def _balancing(key: Key, declared: Declared) -> tuple[bytes, bytes]:
+    """What the closest policy says: of endpoints, and of keys."""
+    for place in (key, (key[0], ""), ("", "")):
+        policy = declared.balancing.get(place)
+        if policy is not None:
+            spec = policy_pb2.LoadBalancingPolicySpec()
+            spec.CopyFrom(policy.load_balancing_policy)
+            keys = policy_pb2.LoadBalancingPolicySpec(hash_on=spec.hash_on)
+            spec.ClearField("target_refs")
+            spec.ClearField("hash_on")
+            return spec.SerializeToString(deterministic=True), keys.SerializeToString(deterministic=True)
+    return b"", b""
+
+
+def _keyed(rule: RuleView, declared: Declared) -> RuleView:
+    """The rule with the keys that its backends choose by."""
+    for name, _ in rule.backends:
+        service, _, namespace = name.removeprefix("outbound|").rpartition(".")
+        found = _balancing((namespace, service), declared)[1]
+        if found:
+            return replace(rule, hash_on=found)
+    return rule
+
+
+def _peer(key: Key, declared: Declared, present: Present) -> PeerView:
+    selector = declared.selectors.get(key[0], {}).get(key)
+    if selector is None:
+        names = {key[1]}
+    elif "service" in selector:
+        names = {selector["service"]}
+    else:
+        names = {instance.service for instance in _instances(key, declared, present)} or {key[1]}
+    identities = sorted(f"spiffe://{declared.trust_domain}/ns/{key[0]}/sa/{name}" for name in names)
+    return PeerView(mutual_tls(key, declared), tuple(identities))
+
+
+def mutual_tls(key: Key, declared: Declared) -> MutualTls:
+    """What counts for a service: what is closest to it."""
+    for place in (key, (key[0], ""), ("", "")):
+        found = declared.mutual_tls.get(place, policy_pb2.AuthenticationPolicySpec.Inherit)
+        if found != policy_pb2.AuthenticationPolicySpec.Inherit:
+            return found
+    return policy_pb2.AuthenticationPolicySpec.Permissive
+
+
+def inbound_mutual_tls(mesh: MeshView, node: Node) -> MutualTls:
+    """What the instance beside a node takes: `Strict` if any of its names is."""
+    said = service_pb2.Instance(service=node.service, namespace=node.namespace, version=node.version)
+    beside = [said, *mesh.present.by_node.get(node.id, ())]
+    names = {(node.namespace, instance.service) for instance in beside if instance.namespace == node.namespace}
+    for key, selector in mesh.declared.selectors.get(node.namespace, {}).items():
+        if any(instance.namespace == node.namespace and selects(selector, instance) for instance in beside):
+            names.add(key)
+    modes = {mutual_tls(key, mesh.declared) for key in names}
+    strict = policy_pb2.AuthenticationPolicySpec.Strict
+    return strict if strict in modes else policy_pb2.AuthenticationPolicySpec.Permissive
 
 
 def _instances(key: Key, declared: Declared, present: Present) -> Iterable[service_pb2.Instance]:
@@ -217,7 +302,14 @@ def declared(state: State) -> Declared:
             if is_parent_allowed(route, parent):
                 names.add((_namespace(route), parent.name))
     return Declared(
-        frozenset(names), services, targets(state, "LoadBalancingPolicy"), _rules(routes), selectors, _limits(state)
+        frozenset(names),
+        services,
+        targets(state, "LoadBalancingPolicy"),
+        _rules(routes),
+        selectors,
+        _limits(state),
+        state.trust.trust_domain if state.trust is not None else "",
+        _mutual_tls(state),
     )
 
 
@@ -255,6 +347,7 @@ def _endpoint(instance: service_pb2.Instance) -> EndpointView:
         instance.weight or 1,
         instance.health,
         (place.region, place.zone, place.sub_zone),
+        instance.mutual_tls,
     )
 
 
@@ -270,8 +363,30 @@ def targets(state: State, kind: str) -> dict[tuple[str, str], api_pb2.Resource]:
         if is_off(resource):
             continue
         spec = getattr(resource, str(resource.WhichOneof("spec")))
-        for target in spec.target_refs:
-            found.setdefault((_namespace(resource), target.name), resource)
+        for place in _places(resource, spec):
+            found.setdefault(place, resource)
+    return found
+
+
+def _places(policy: api_pb2.Resource, spec: Any) -> list[Key]:
+    """What a policy is attached to: services, or all of its namespace (with an empty name), or the mesh (both empty)."""
+    namespace = _namespace(policy)
+    wide = ("", "") if namespace == MESH_NAMESPACE else (namespace, "")
+    return [(namespace, target.name) for target in spec.target_refs] or [wide]
+
+
+def _mutual_tls(state: State) -> dict[Key, MutualTls]:
+    """What the policies say, by what they are attached to; the older of two counts."""
+    found: dict[Key, MutualTls] = {}
+    for policy in precedence.order(state.of_kind("AuthenticationPolicy")):
+        spec = policy.authentication_policy
+        if is_off(policy):
+            continue
+        says = spec.mutual_tls
+        if spec.mode == policy_pb2.Shadow and says == policy_pb2.AuthenticationPolicySpec.Strict:
+            says = policy_pb2.AuthenticationPolicySpec.Permissive
+        for place in _places(policy, spec):
+            found.setdefault(place, says)
     return found
 
 
@@ -299,7 +414,8 @@ def _views(route: api_pb2.Resource, age: int) -> Iterator[tuple[tuple[int, int, 
             rank = (-len(match.method.service), -len(match.method.method), -len(match.headers), age)
             name = f"{namespace}/{route.metadata.name}/rule-{number}"
             data = match.SerializeToString(deterministic=True)
-            yield rank, RuleView(name, data, tuple(shares.items()), 0, _filters(rule, namespace))
+            filters = _filters(rule, namespace)
+            yield rank, RuleView(name, data, tuple(shares.items()), filters=filters)
 
 
 def _filters(rule: route_pb2.GRPCRouteRule, namespace: str) -> tuple[bytes, ...]:

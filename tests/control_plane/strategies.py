@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from google.protobuf import duration_pb2
 from hypothesis import strategies as st
 
 from control_plane.resources.check import check
@@ -97,10 +98,39 @@ def _target_refs(draw: st.DrawFn) -> list[policy_pb2.TargetRef]:
     return [policy_pb2.TargetRef(name=name, kind=draw(st.sampled_from(["", "Service"]))) for name in names]
 
 
+_HASH_KEYS: Final = (
+    policy_pb2.HashKey(header="x-user", terminal=True),
+    policy_pb2.HashKey(cookie="session", cookie_ttl=duration_pb2.Duration(seconds=60)),
+    policy_pb2.HashKey(query_parameter="page"),
+    policy_pb2.HashKey(source=policy_pb2.HashKey.RemoteAddress),
+    policy_pb2.HashKey(source=policy_pb2.HashKey.Path),
+)
+
+
 @st.composite
 def _balancing(draw: st.DrawFn) -> policy_pb2.LoadBalancingPolicySpec:
-    algorithm = draw(st.sampled_from(policy_pb2.LoadBalancingPolicySpec.Algorithm.values()))
-    return policy_pb2.LoadBalancingPolicySpec(target_refs=draw(_target_refs()), algorithm=algorithm)
+    spec = policy_pb2.LoadBalancingPolicySpec
+    algorithm = draw(st.sampled_from(spec.Algorithm.values()))
+    places = st.lists(st.sampled_from(["eu", "eu/a", "eu/b", "us/a/1"]), max_size=3, unique=True)
+    made = spec(
+        target_refs=draw(st.one_of(st.just([]), _target_refs())),
+        algorithm=algorithm,
+        panic_threshold=draw(st.integers(0, 100)),
+        failover=draw(places),
+        locality_weights=dict.fromkeys(draw(places), draw(st.integers(1, 1_000_000))),
+    )
+    if algorithm == spec.LeastRequest:
+        made.choices = draw(st.sampled_from([0, 2, 100]))
+    if algorithm in (spec.RoundRobin, spec.LeastRequest) and draw(st.booleans()):
+        made.slow_start.FromNanoseconds(draw(st.integers(1_000_000, 86_400 * 10**9)))
+    if algorithm == spec.PeakEwma and draw(st.booleans()):
+        made.decay.FromNanoseconds(draw(st.integers(1_000_000, 3_600 * 10**9)))
+        made.penalty.FromNanoseconds(draw(st.integers(1_000_000, 300 * 10**9)))
+    if algorithm == spec.RingHash:
+        made.ring_size = draw(st.integers(0, 1_048_576))
+    if algorithm in (spec.RingHash, spec.Maglev):
+        made.hash_on.extend(draw(st.lists(st.sampled_from(_HASH_KEYS), min_size=1, max_size=5, unique_by=str)))
+    return made
 
 
 @st.composite
@@ -137,11 +167,21 @@ def _services(draw: st.DrawFn) -> service_pb2.ServiceSpec:
     )
 
 
+@st.composite
+def _authentication(draw: st.DrawFn) -> policy_pb2.AuthenticationPolicySpec:
+    return policy_pb2.AuthenticationPolicySpec(
+        target_refs=draw(st.one_of(st.just([]), _target_refs())),
+        mode=draw(st.sampled_from(policy_pb2.Mode.values())),
+        mutual_tls=draw(st.sampled_from(policy_pb2.AuthenticationPolicySpec.MutualTls.values())),
+    )
+
+
 _SPECS: Final[dict[str, st.SearchStrategy[Any]]] = {
     "service": _services(),
     "grpc_route": route_specs(),
     "load_balancing_policy": _balancing(),
     "rate_limit_policy": _limits(),
+    "authentication_policy": _authentication(),
 }
 
 
@@ -171,4 +211,5 @@ def instances(draw: st.DrawFn) -> service_pb2.Instance:
         ),
         health=draw(st.sampled_from([each for each in service_pb2.Health.values() if each != service_pb2.HELD])),
         node_id=draw(st.sampled_from(["", "node"])),
+        mutual_tls=draw(st.booleans()),
     )

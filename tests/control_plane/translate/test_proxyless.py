@@ -87,7 +87,8 @@ BALANCING: Final = [
 def test_a_way_to_balance_that_a_client_would_refuse_is_not_sent_to_it(
     algorithm: str, agent: str, version: str, expected: str
 ) -> None:
-    given = resources.cluster("outbound|a.b", policy_pb2.LoadBalancingPolicySpec.Algorithm.Value(algorithm))
+    spec = policy_pb2.LoadBalancingPolicySpec(algorithm=policy_pb2.LoadBalancingPolicySpec.Algorithm.Value(algorithm))
+    given = resources.cluster("outbound|a.b", spec.SerializeToString(deterministic=True))
     sent = cluster_pb2.Cluster.FromString(proxyless.cluster(given, profile(agent, version)))
     assert cluster_pb2.Cluster.LbPolicy.Name(sent.lb_policy) == expected
     (threshold,) = sent.circuit_breakers.thresholds
