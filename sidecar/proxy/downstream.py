@@ -51,6 +51,8 @@ class Downstream(Handler, Peer):
         self.cache = cache
         self.identity = ""
         """The URI of the client's certificate (SPIFFE ID), checked; empty if it showed none."""
+        self.security = ""
+        """`mutual_tls` or `tls`; empty is plain text."""
         self._seen: dict[int, None] = {}
         self._transport: asyncio.Transport | None = None
         self.drain_timeout_s = 5.0
@@ -105,7 +107,8 @@ class Downstream(Handler, Peer):
         return b"".join(_address(end) for end in ends)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.listener.downstreams.discard(self)
+        if self in self.listener.downstreams:
+            self.listener.on_gone(self)
         self.listener.stalled.discard(self)
         self._end_calls()
         self._transport = None

@@ -12,7 +12,7 @@ from sidecar.proxy.accepted import Accepted
 from sidecar.proxy.care import Stalled
 from sidecar.proxy.chain import Chain
 from sidecar.proxy.cluster import Cluster
-from sidecar.proxy.config import FilterChain, Limits, ListenerConfig
+from sidecar.proxy.config import Direction, FilterChain, Limits, ListenerConfig
 from sidecar.proxy.downstream import CountedDownstream, Downstream
 from sidecar.proxy.route import Request
 from sidecar.proxy.tcp import QuietSplices, Splice
@@ -125,6 +125,12 @@ class Listener:
         """
         return not self.calls and all(downstream.conn.is_going_away for downstream in list(self.downstreams))
 
+    def on_gone(self, downstream: Downstream) -> None:
+        """A client's connection has ended."""
+        self.downstreams.discard(downstream)
+        if self.config.direction is Direction.INBOUND:
+            self.worker.stats.count_peer(downstream.identity, downstream.security, calls_of(downstream))
+
     @property
     def calls(self) -> int:
         """Calls that run, and opaque connections."""
@@ -152,7 +158,10 @@ class Listener:
             )
         else:
             downstream = Downstream(self, self.worker, chain.cache, stats, settings, self.limits)
-        downstream.identity = peer_identity(transport.get_extra_info("ssl_object"))
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None:
+            downstream.security = "mutual_tls" if tls.getpeercert() else "tls"
+            downstream.identity = peer_identity(tls)
         downstream.drain_timeout_s = manager.drain_timeout_s
         downstream.delayed_close_s = manager.delayed_close_s
         downstream.adopt(transport, data)
@@ -209,3 +218,8 @@ class Listener:
             transport.close()
             return
         self.serve_http2(chain, transport, data)
+
+
+def calls_of(downstream: Downstream) -> int:
+    """Calls that a client began on its connection: it opens streams of odd numbers."""
+    return (downstream.conn.opened + 1) // 2

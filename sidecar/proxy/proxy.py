@@ -23,7 +23,7 @@ from sidecar.proxy.config import (
     RouteTable,
 )
 from sidecar.proxy.filters import FilterBook
-from sidecar.proxy.listener import Listener
+from sidecar.proxy.listener import Listener, calls_of
 from sidecar.proxy.route import Router
 from sidecar.proxy.worker import Worker
 
@@ -42,6 +42,7 @@ class Proxy:
         self.worker = worker
         self.limits = limits or Limits()
         worker.stats.running = self._running
+        worker.stats.live_peers = self._live_peers
         worker.stats.clusters = lambda: state.of_clusters(list(self.clusters.values()))
         self.configuration = Configuration()
         self.listeners: dict[str, Listener] = {}
@@ -155,6 +156,11 @@ class Proxy:
     def _running(self) -> tuple[int, int]:
         listeners = list(self.listeners.values())
         return sum(each.connections for each in listeners), sum(each.calls for each in listeners)
+
+    def _live_peers(self) -> list[tuple[str, str, int]]:
+        inbound = [each for each in list(self.listeners.values()) if each.config.direction is Direction.INBOUND]
+        open_ones = [downstream for listener in inbound for downstream in list(listener.downstreams)]
+        return [(each.identity, each.security, calls_of(each)) for each in open_ones]
 
     def _internal_listener(self, cluster_name: str) -> Listener | None:
         """The listener of this process behind a cluster."""

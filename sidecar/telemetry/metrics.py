@@ -3,13 +3,14 @@
 Label values are bounded by configuration: services, versions and policies that the control plane named, gRPC statuses, Envoy's flags.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sidecar.telemetry.clusters import RESOURCES, ClusterState
-from sidecar.telemetry.stats import BUCKETS_S, CallStats, Stats
+from sidecar.telemetry.stats import BUCKETS_S, MAX_PEERS, OTHER_PEERS, CallStats, Stats
 
 STATUS_NAMES = [
     "OK",
@@ -71,6 +72,17 @@ class StatsCollector(Collector):
             limited.add_metric([policy, "Enforce"], limit.refused)
             limited.add_metric([policy, "Shadow"], limit.would_refuse)
         yield limited
+        peers = CounterMetricFamily(
+            "remora_peer_calls",
+            "Calls that came in, by whom the client's certificate is for, and what the connection is.",
+            labels=["peer", "security"],
+        )
+        by_peer = Counter(dict(stats.peers))
+        for identity, security, begun in stats.live_peers():
+            by_peer[(identity, security) if len(by_peer) < MAX_PEERS else (OTHER_PEERS, security)] += begun
+        for (identity, security), begun in by_peer.items():
+            peers.add_metric([identity, security], begun)
+        yield peers
         retries = CounterMetricFamily("remora_retries", "Further tries of calls.", labels=["service", "reason"])
         for (service, reason), count in list(stats.retries.items()):
             retries.add_metric([service, reason], count)

@@ -28,6 +28,10 @@ BUCKETS_S: Final = (
 )
 """Upper bounds of the latency histogram, seconds; one more bucket holds what is above."""
 
+MAX_PEERS: Final = 1000
+"""Identities of clients that are told apart."""
+OTHER_PEERS: Final = "others"
+
 
 class CallStats:
     """Calls of one (direction, service, version): by status and flag, and how long they took."""
@@ -71,6 +75,10 @@ def _no_clusters() -> list[ClusterState]:
     return []
 
 
+def _no_peers() -> list[tuple[str, str, int]]:
+    return []
+
+
 @dataclass(slots=True)
 class Stats:
     """All counters of a process."""
@@ -87,6 +95,10 @@ class Stats:
     """Calls refused before a service is overloaded: by which filter, and whether it was enforced."""
     ended: dict[str, int] = field(default_factory=dict)
     """Connections and calls that were ended because of a time, by which."""
+    peers: dict[tuple[str, str], int] = field(default_factory=dict)
+    """Calls on inbound connections that have ended, by (the client's identity, security)."""
+    live_peers: Callable[[], list[tuple[str, str, int]]] = _no_peers
+    """Asked at scrape time: (identity, security, calls so far) of each inbound connection that is open."""
     tcp: dict[tuple[str, str], int] = field(default_factory=dict)
     """Opaque connections by (service, Envoy response flag)."""
     exceeded: dict[str, int] = field(default_factory=dict)
@@ -118,6 +130,13 @@ class Stats:
         if found is None:
             found = self.limits[policy] = LimitStats()
         return found
+
+    def count_peer(self, identity: str, security: str, calls: int) -> None:
+        """An inbound connection has ended. Identities over the limit are counted together: whoever can make them has an authority."""
+        key = (identity, security)
+        if key not in self.peers and len(self.peers) >= MAX_PEERS:
+            key = (OTHER_PEERS, security)
+        self.peers[key] = self.peers.get(key, 0) + calls
 
     def count_retry(self, service: str, reason: str) -> None:
         """One more try of a call."""

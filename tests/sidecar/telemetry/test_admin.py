@@ -80,7 +80,7 @@ def test_the_configuration_is_shown_without_its_secrets(served: Served) -> None:
     dumped = json.loads(body)
     assert kind == "application/json"
     assert [listener["name"] for listener in dumped["listeners"]] == ["outbound", "mesh"]
-    assert dumped["clusters"][0]["balance"] == "least_request"
+    assert dumped["clusters"][0]["balancing"]["policy"] == "least_request"
     _, leaf = papers()
     secret = leaf.key.decode().splitlines()[1]
     assert secret not in body and "PRIVATE KEY" not in body
