@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Final
@@ -35,6 +36,8 @@ MAX_APPLY_BYTES: Final = 1_000_000
 DEFAULT_WAIT_S: Final = 30.0
 CAUGHT_UP_S: Final = 5.0
 """How long an answer waits for the change that it is about to be served."""
+MAX_BEHIND: Final = 3
+"""Nodes that one condition names."""
 MAX_NAMED: Final = 20
 """Nodes that one message names."""
 
@@ -137,13 +140,13 @@ class Resources(api_pb2_grpc.ResourcesServicer):
         found = self._mirror.state.resources.get(keys.resource(kind, namespace, request.name))
         if found is None:
             raise Refused(grpc.StatusCode.NOT_FOUND, f"no {kind} {namespace}/{request.name}")
-        return self._shown(found)
+        return self._shown(found, _Progress(self._ads.streams.values()))
 
     async def List(self, request: api_pb2.ListRequest, context: Context) -> api_pb2.ListResponse:
         names = [_kind(request.kind)] if request.kind else [kind.name for kind in kinds.KINDS]
-        now = self._mirror.state
+        now, progress = self._mirror.state, _Progress(self._ads.streams.values())
         found = [
-            self._shown(resource)
+            self._shown(resource, progress)
             for name in names
             for resource in now.of_kind(name)
             if request.namespace in ("", resource.metadata.namespace)
@@ -166,7 +169,8 @@ class Resources(api_pb2_grpc.ResourcesServicer):
             fresh = {key: resource for key, resource in now.resources.items() if key.startswith(prefix)}
             for key, resource in fresh.items():
                 if known.get(key) is not resource and known.get(key) != resource:
-                    yield api_pb2.WatchEvent(resource=self._shown(resource), revision=now.revision)
+                    shown = self._shown(resource, _Progress(self._ads.streams.values()))
+                    yield api_pb2.WatchEvent(resource=shown, revision=now.revision)
             for key, resource in known.items():
                 if key not in fresh:
                     yield api_pb2.WatchEvent(type=api_pb2.WatchEvent.DELETED, resource=resource, revision=now.revision)
@@ -201,22 +205,13 @@ class Resources(api_pb2_grpc.ResourcesServicer):
             f"{len(behind)} of {len(self._ads.streams)} nodes have not acknowledged revision {revision}: {named}{rest}"
         )
 
-    def _shown(self, resource: api_pb2.Resource) -> api_pb2.Resource:
+    def _shown(self, resource: api_pb2.Resource, progress: "_Progress") -> api_pb2.Resource:
         """A resource with its status as of now."""
         shown = api_pb2.Resource()
         shown.CopyFrom(resource)
         shown.status.CopyFrom(self._conditions().status(resource))
         self._say_coverage(shown)
-        behind = self._ads.behind(resource.metadata.resource_version)
-        shown.status.conditions.append(
-            meta_pb2.Condition(
-                type="Programmed",
-                status="False" if behind else "True",
-                reason="Pending" if behind else "Programmed",
-                message=f"{len(behind)} of {len(self._ads.streams)} nodes have not acknowledged it" if behind else "",
-                observed_generation=resource.metadata.generation,
-            )
-        )
+        shown.status.conditions.append(progress.condition(resource))
         return shown
 
     def _say_coverage(self, resource: api_pb2.Resource) -> None:
@@ -272,10 +267,15 @@ def _faults(resources: Sequence[api_pb2.Resource], size: int) -> Iterator[str]:
 
 
 def _why_behind(stream: NodeStream) -> str:
+    return f"{stream.node.id} {_refusal(stream) or 'has not answered'}"
+
+
+def _refusal(stream: NodeStream) -> str:
+    """What a node refused, and why; empty if it refused nothing."""
     for item in stream.subscriptions.values():
         if item.version_nacked:
-            return f"{stream.node.id} refused {short(item.type_url)}: {item.nack_reason}"
-    return f"{stream.node.id} has not answered"
+            return f"refused {short(item.type_url)}: {item.nack_reason}"
+    return ""
 
 
 async def _nobody() -> list[Verdict]:
@@ -346,6 +346,36 @@ class RegistryService(api_pb2_grpc.RegistryServicer):
     ) -> api_pb2.ListInstancesResponse:
         found = self._mirror.state.instances_of(_namespace(request.namespace), request.service)
         return api_pb2.ListInstancesResponse(instances=found)
+
+
+class _Progress:
+    """How far the nodes of this replica are, looked up once for many resources."""
+
+    def __init__(self, streams: Iterable[NodeStream]) -> None:
+        self._streams = sorted(streams, key=_programmed)
+
+    def condition(self, resource: api_pb2.Resource) -> meta_pb2.Condition:
+        """`Programmed`, of a stored resource."""
+        count = bisect_left(self._streams, resource.metadata.resource_version, key=_programmed)
+        behind = self._streams[:count]
+        reason, text = "Programmed", ""
+        if behind:
+            reason = "Refused" if any(map(_refusal, behind)) else "Pending"
+            most = sorted(behind, key=lambda stream: not _refusal(stream))[:MAX_BEHIND]
+            rest = f"; and {count - MAX_BEHIND} more" if count > MAX_BEHIND else ""
+            named = "; ".join(map(_why_behind, most)) + rest
+            text = f"{count} of {len(self._streams)} nodes have not acknowledged it: {named}"
+        return meta_pb2.Condition(
+            type="Programmed",
+            status="False" if behind else "True",
+            reason=reason,
+            message=text,
+            observed_generation=resource.metadata.generation,
+        )
+
+
+def _programmed(stream: NodeStream) -> int:
+    return stream.programmed
 
 
 class _Covering:

@@ -65,6 +65,7 @@ def register(
     version: Annotated[str, typer.Option(help="Its version.")] = "",
     ttl: Annotated[str, typer.Option(help="How long it stays after this command ended badly.")] = "10s",
     weight: Weight = 1,
+    node: Annotated[str, typer.Option(metavar="ID", help="Its xDS node id, if its gRPC library has one.")] = "",
     server: Server = DEFAULT_SERVER,
 ) -> None:
     """Register an instance that has no `remora run`, and keep its lease until this command is stopped."""
@@ -76,7 +77,14 @@ def register(
     name, namespace = service_name(service)
     host, port = host_port(address, "HOST:PORT")
     instance = service_pb2.Instance(
-        id=_id(address), service=name, namespace=namespace, address=host, port=port, version=version, weight=weight
+        id=_id(address),
+        service=name,
+        namespace=namespace,
+        address=host,
+        port=port,
+        version=version,
+        weight=weight,
+        node_id=node,
     )
     code = uvloop.run(
         keep_registered(

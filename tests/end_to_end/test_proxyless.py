@@ -46,6 +46,12 @@ kind: LoadBalancingPolicy
 metadata: {{name: {service}}}
 spec: {{targetRefs: [{{name: {service}}}], algorithm: {algorithm}}}
 """
+LIMIT: Final = """
+apiVersion: remora.dev/v1
+kind: RateLimitPolicy
+metadata: {{name: {service}}}
+spec: {{targetRefs: [{{name: {service}}}], requests: 100000}}
+"""
 _TOLD_AT_ONCE: Final = {"GRPC_EXPERIMENTAL_XDS_DATA_ERROR_HANDLING": "true"}
 """What is not there is believed when the control plane says so, not after 15 s without an answer (gRFC A88)."""
 
@@ -109,7 +115,7 @@ def server(mesh: Mesh, instance: str, service: str) -> Iterator[Process]:
     with (mesh.directory / f"{instance}.out").open("w+") as out:
         program = subprocess.Popen([sys.executable, str(PROGRAMS / "server.py")], stdout=out, stderr=out, env=env)
         try:
-            registered = mesh.spawn("register", service, f"127.0.0.1:{port}", name=instance)
+            registered = mesh.spawn("register", service, f"127.0.0.1:{port}", "--node", instance, name=instance)
             registered.until("registered as")
             yield registered
         finally:
@@ -169,6 +175,10 @@ def test_a_proxyless_server_is_called_by_all(guests: Mesh, caller: Client) -> No
         for engine in ("remora", "envoy"):
             program = guests.caller(engine)
             assert program.says(program.stub("bare:80"), wait_for_ready=True) == "bare"
+        limit = guests.apply(LIMIT.format(service="bare"))
+        said = "Enforced is false: not enforced in full on 1 of 1 instances: gRPC C-core has no rate limit"
+        assert said in limit.err, limit.err
+        guests.remora("delete", "ratelimitpolicy", "bare")
         assert registered.stop() == 0
 
 

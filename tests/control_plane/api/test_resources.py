@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import grpc
@@ -284,7 +284,29 @@ async def test_programmed_is_false_while_a_node_has_not_acknowledged(plane: Plan
         node.is_silent = True
         await plane.apply(ROUTE)
         shown = conditions(await get(plane, "GRPCRoute", "split"))
-        assert shown["Programmed"] == "False Pending 1 of 1 nodes have not acknowledged it"
+        assert shown["Programmed"] == "False Pending 1 of 1 nodes have not acknowledged it: silent has not answered"
+
+
+async def test_programmed_says_who_refused_it_and_why(plane: Plane) -> None:
+    async with Node(plane, "good") as good, Node(plane, "picky") as picky:
+        for node in (good, picky):
+            await node.follow()
+        await eventually_async(lambda: ROUTES in good.held and ROUTES in picky.held)
+        picky.refuses = ROUTES
+        revision = (await plane.apply(ROUTE)).revision
+        await eventually_async(lambda: [each.node.id for each in plane.running.ads.behind(revision)] == ["picky"])
+
+        async def said() -> str:
+            return conditions(await get(plane, "GRPCRoute", "split"))["Programmed"]
+
+        expected = (
+            "False Refused 1 of 2 nodes have not acknowledged it: picky refused RouteConfiguration: I do not like it"
+        )
+        await eventually_async(lambda: _is(said, expected))
+
+
+async def _is(said: Callable[[], Awaitable[str]], expected: str) -> bool:
+    return await said() == expected
 
 
 # -- waiting ---------------------------------------------------------------------------------------------
