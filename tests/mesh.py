@@ -239,8 +239,10 @@ _SAY_PROXY: Final = "import os, signal; print('grpc_proxy=' + os.environ['grpc_p
 class Mesh:
     """A control plane and what was started in its mesh."""
 
-    def __init__(self, directory: Path, store: str | None) -> None:
+    def __init__(self, directory: Path, store: str | None, options: Sequence[str] = ()) -> None:
         self.directory = directory
+        self.options = options
+        """Of `remora up`."""
         self.store = store or str(directory / "store")
         self.server = self.http = "127.0.0.1:0"
         self.processes: list[Process] = []
@@ -253,7 +255,9 @@ class Mesh:
     def start(self) -> None:
         """Start the control plane, or start it again at the same address with the same store."""
         is_first = self.server.endswith(":0")
-        self.plane = self.spawn("up", "--listen", self.server, "--http", self.http, "--store", self.store, name="up")
+        self.plane = self.spawn(
+            "up", "--listen", self.server, "--http", self.http, "--store", self.store, *self.options, name="up"
+        )
         said = self.plane.until(r"API on (\S+), /metrics and /healthz on (\S+), store")
         self.server, self.http = said[1], said[2]
         if is_first:
@@ -360,9 +364,9 @@ class Mesh:
 
 
 @contextmanager
-def running(directory: Path, store: str | None = None) -> Iterator[Mesh]:
+def running(directory: Path, store: str | None = None, *options: str) -> Iterator[Mesh]:
     """A mesh with nothing but a control plane; the store is a directory of its own unless said otherwise."""
-    mesh = Mesh(directory, store)
+    mesh = Mesh(directory, store, options)
     try:
         mesh.start()
         yield mesh

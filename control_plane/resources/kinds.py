@@ -9,6 +9,8 @@ from proto.mesh.v1 import api_pb2
 REMORA: Final = "remora.dev/v1"
 GATEWAY: Final = "gateway.networking.k8s.io/v1"
 DEFAULT_NAMESPACE: Final = "default"
+MESH_NAMESPACE: Final = "remora-system"
+"""Policies without a target there are for the whole mesh."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ KINDS: Final = (
     Kind("GRPCRoute", "grpc_route", "grpcroutes", GATEWAY),
     Kind("LoadBalancingPolicy", "load_balancing_policy", "loadbalancingpolicies"),
     Kind("RateLimitPolicy", "rate_limit_policy", "ratelimitpolicies"),
+    Kind("AuthenticationPolicy", "authentication_policy", "authenticationpolicies"),
 )
 _BY_FIELD: Final = {kind.field: kind for kind in KINDS}
 _BY_ANY_NAME: Final = {spelling: kind for kind in KINDS for spelling in (kind.name.lower(), kind.plural)}

@@ -30,7 +30,7 @@ def advance(old: MeshView, state: State, changed: frozenset[bytes] | None) -> St
     present, touched = (
         _present(old.present, state, instances, old.declared) if instances else (old.present, frozenset[Key]())
     )
-    if any(key.startswith(keys.RESOURCES) for key in changed):
+    if any(key.startswith(keys.RESOURCES) or key == keys.TRUST for key in changed):
         return _redeclared(old, state, present)
     fresh = {key: found for key in touched if (found := _service(key, old.declared, present)) is not None}
     by_name = {**old.by_name, **fresh}

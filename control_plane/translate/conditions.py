@@ -30,6 +30,8 @@ class _Claim:
     """The serialised GRPCRouteMatch of a route's rule."""
 
     def __str__(self) -> str:
+        if not self.service:
+            return "the whole mesh" if self.namespace == kinds.MESH_NAMESPACE else f"namespace {self.namespace}"
         service = f"{self.service}:{self.port}" if self.port else self.service
         return f"{_described(self.match)} to {service}" if self.kind == "GRPCRoute" else f"service {service}"
 
@@ -122,8 +124,11 @@ def _claims(resource: api_pb2.Resource) -> Iterator[_Claim]:
         return
     kind, namespace = kinds.of(resource).name, _namespace(resource)
     if not resource.HasField("grpc_route"):
-        for target in getattr(resource, str(resource.WhichOneof("spec"))).target_refs:
+        targets = getattr(resource, str(resource.WhichOneof("spec"))).target_refs
+        for target in targets:
             yield _Claim(kind, namespace, target.name)
+        if not targets:
+            yield _Claim(kind, namespace, "")
         return
     for parent in resource.grpc_route.parent_refs:
         if is_parent_allowed(resource, parent):

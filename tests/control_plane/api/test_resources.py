@@ -174,7 +174,7 @@ async def test_every_fault_of_a_request_is_told(plane: Plane) -> None:
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert [re.sub(r"; it must match .*", "", line) for line in text.splitlines()] == [
         'Service shop/Bad: metadata.name: "Bad" has a form that is not allowed',
-        "resources[1]: has no spec; set service or grpc_route or load_balancing_policy or rate_limit_policy (RMR0006)",
+        "resources[1]: has no spec; set service or grpc_route or load_balancing_policy or rate_limit_policy or authentication_policy (RMR0006)",
         "Service shop/a: stands twice in one request; keep one (RMR0004)",
     ]
     assert await refused(plane.resources.Apply(api_pb2.ApplyRequest())) == (
@@ -192,7 +192,7 @@ async def test_kinds_are_named_as_users_name_them(plane: Plane) -> None:
         assert (await get(plane, kind, "split")).metadata.name == "split"
     assert await refused(get(plane, "Gateway", "split")) == (
         grpc.StatusCode.INVALID_ARGUMENT,
-        'kind "Gateway" is not known; known: Service, GRPCRoute, LoadBalancingPolicy, RateLimitPolicy (RMR0007)',
+        'kind "Gateway" is not known; known: Service, GRPCRoute, LoadBalancingPolicy, RateLimitPolicy, AuthenticationPolicy (RMR0007)',
     )
     assert await refused(get(plane, "GRPCRoute", "other")) == (grpc.StatusCode.NOT_FOUND, "no GRPCRoute shop/other")
     assert await refused(get(plane, "GRPCRoute", "split", "")) == (

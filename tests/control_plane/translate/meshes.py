@@ -1,7 +1,8 @@
 """A mesh as a text, and what is made of it as a text.
 
 node cart.shop version=v1 inbound=127.0.0.1:8080
-instance warehouse.shop w1 127.0.0.1:50051 version=v1 weight=2 health=DRAINING label.team=books
+instance warehouse.shop w1 127.0.0.1:50051 version=v1 weight=2 health=DRAINING label.team=books mtls=yes
+trust shop.test
 show routes endpoints
 ---
 (resources, as YAML)
@@ -19,6 +20,7 @@ from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
 from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
 
 from control_plane.registry import keys, state
 from control_plane.registry.state import State
@@ -30,7 +32,7 @@ from control_plane.translate import view
 from control_plane.translate.conditions import Conditions
 from control_plane.translate.node import Node
 from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, LISTENER, ROUTES, Snapshot, build
-from proto.mesh.v1 import api_pb2, filters_pb2, policy_pb2, service_pb2
+from proto.mesh.v1 import api_pb2, filters_pb2, identity_pb2, policy_pb2, service_pb2
 
 REVISION: Final = 7
 
@@ -47,8 +49,9 @@ class Mesh:
         return build(view.mesh(self.state), self.node)
 
 
-def state_of(resources: list[api_pb2.Resource], instances: list[service_pb2.Instance]) -> State:
+def state_of(resources: list[api_pb2.Resource], instances: list[service_pb2.Instance], trust_domain: str = "") -> State:
     """As the store would hold them."""
+    trust = identity_pb2.Trust(trust_domain=trust_domain, generation=1).SerializeToString()
     return state.load(
         [KeyValue(state.key_of(resource), state.stored(resource), 1, 1) for resource in resources],
         [
@@ -56,6 +59,7 @@ def state_of(resources: list[api_pb2.Resource], instances: list[service_pb2.Inst
             for each in instances
         ],
         REVISION,
+        [KeyValue(keys.TRUST, trust, 1, 1)] if trust_domain else [],
     )
 
 
@@ -72,14 +76,19 @@ def read(text: str) -> Mesh:
     instances: list[service_pb2.Instance] = []
     node = node_of("cart", "shop", outbound_port=15001)
     shown: tuple[str, ...] = ("routes",)
+    trust_domain = ""
     for line in head.strip().splitlines():
         verb, *words = line.split()
         options = dict(word.split("=", 1) for word in words if "=" in word)
         if verb == "show":
             shown = tuple(words)
+        elif verb == "trust":
+            trust_domain = words[0]
         elif verb == "node":
             name, _, namespace = words[0].partition(".")
             metadata: dict[str, str | int] = {"version": options.get("version", "")}
+            if "identity" in options:
+                metadata["identity_source"] = options["identity"]
             for where in ("inbound", "outbound"):
                 if where in options:
                     host, _, port = options[where].rpartition(":")
@@ -87,7 +96,8 @@ def read(text: str) -> Mesh:
             node = node_of(name, namespace, options.get("engine", "envoy"), **metadata)
         else:
             instances.append(_instance(words, options))
-    return Mesh(state_of(load(documents, "mesh.yaml") if documents else [], instances), node, shown)
+    resources = load(documents, "mesh.yaml") if documents else []
+    return Mesh(state_of(resources, instances, trust_domain), node, shown)
 
 
 def _instance(words: list[str], options: dict[str, str]) -> service_pb2.Instance:
@@ -110,6 +120,8 @@ def _instance(words: list[str], options: dict[str, str]) -> service_pb2.Instance
             setattr(made.locality, name, value)
         elif name == "weight":
             made.weight = int(value)
+        elif name == "mtls":
+            made.mutual_tls = value == "yes"
         else:
             setattr(made, name, value)
     return made
@@ -229,7 +241,44 @@ def _conditions(mesh: Mesh, snapshot: Snapshot) -> Iterator[str]:
             yield re.sub(r"[: ]+$", "", f"  {each.type} {each.status} {each.reason}: {each.message}")
 
 
+def _security(mesh: Mesh, snapshot: Snapshot) -> Iterator[str]:
+    """What goes over what: of clusters, of their endpoints, of the inbound listener."""
+    for name, data in sorted(snapshot.types[CLUSTER].items()):
+        cluster = cluster_pb2.Cluster.FromString(data)
+        if cluster.HasField("transport_socket"):
+            yield f"cluster {name}: {_socket(cluster.transport_socket)}"
+        for match in cluster.transport_socket_matches:
+            labels = ",".join(match.match) or "others"
+            yield f"cluster {name} {labels}: {_socket(match.transport_socket)}"
+    for name, data in sorted(snapshot.types[ENDPOINTS].items()):
+        for group in endpoint_pb2.ClusterLoadAssignment.FromString(data).endpoints:
+            for each in group.lb_endpoints:
+                labels = ",".join(each.metadata.filter_metadata.get("envoy.transport_socket_match", {}))
+                yield f"endpoint {each.endpoint.address.socket_address.address} of {name}: {labels or 'no label'}"
+    if "inbound" in snapshot.types[LISTENER]:
+        listener = listener_pb2.Listener.FromString(snapshot.types[LISTENER]["inbound"])
+        for chain in listener.filter_chains:
+            yield f"inbound {chain.filter_chain_match.transport_protocol or 'any'}: {_socket(chain.transport_socket)}"
+
+
+def _socket(socket: Any) -> str:
+    context: Any = tls_pb2.UpstreamTlsContext()
+    if not socket.typed_config.Unpack(context):
+        context = tls_pb2.DownstreamTlsContext()
+        if not socket.typed_config.Unpack(context):
+            return "plain text"
+    common = context.common_tls_context
+    combined = common.combined_validation_context
+    [shown] = common.tls_certificate_sds_secret_configs
+    source = shown.sds_config.api_config_source.grpc_services[0].envoy_grpc.cluster_name
+    trusted = common.validation_context_sds_secret_config.name or combined.validation_context_sds_secret_config.name
+    names = [each.matcher.exact for each in combined.default_validation_context.match_typed_subject_alt_names]
+    version = common_pb2.TlsParameters.TlsProtocol.Name(common.tls_params.tls_minimum_protocol_version)
+    return f"{version} {shown.name} from {source}, {trusted}, to {' or '.join(names) or 'anybody of the mesh'}"
+
+
 _WRITERS: Final = {
+    "security": _security,
     "clusters": _clusters,
     "endpoints": _endpoints,
     "routes": _routes,

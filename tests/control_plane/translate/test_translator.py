@@ -14,7 +14,7 @@ from control_plane.translate import resources, view
 from control_plane.translate.advance import advance
 from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, LISTENER, ORDER, ROUTES, build
 from control_plane.translate.translator import Translator
-from proto.mesh.v1 import api_pb2, service_pb2
+from proto.mesh.v1 import api_pb2, identity_pb2, service_pb2
 from tests.control_plane import strategies
 from tests.control_plane.translate import meshes
 
@@ -22,17 +22,27 @@ NODES: Final = (
     meshes.node_of("orders", "shop", version="v1", inbound_port=50051, app_port=9000, outbound_port=15001),
     meshes.node_of("orders", "default", inbound_port=50051, app_port=9000),
     meshes.node_of("a", "a-b", outbound_port=15001),
+    meshes.node_of(
+        "warehouse", "shop", inbound_port=50051, app_port=9000, outbound_port=15001, identity_source="agent"
+    ),
     meshes.node_of("a", "shop", "gRPC C-core linux Python", app_port=9000),
     meshes.node_of("b", "shop", "gRPC Java"),
 )
 FEW: Final = st.sampled_from(["orders", "warehouse", "a"])
 """Names that meet often."""
+TRUSTS: Final = [
+    identity_pb2.Trust(trust_domain=domain, generation=number).SerializeToString()
+    for domain in ("a.test", "b.test")
+    for number in (1, 2)
+]
 SELECTORS: Final = st.sampled_from([{"service": "orders"}, {"version": "v1"}, {"service": "a", "version": ""}])
 
 
 @st.composite
 def changes(draw: st.DrawFn) -> tuple[bytes, bytes | None]:
     """A key and its new value; None deletes it."""
+    if draw(st.integers(0, 9)) == 0:
+        return keys.TRUST, draw(st.sampled_from([*TRUSTS, None]))
     if draw(st.booleans()):
         instance = draw(strategies.instances())
         instance.service, instance.id = draw(FEW), draw(st.sampled_from("xyz"))
@@ -143,7 +153,7 @@ def test_what_the_nodes_of_a_namespace_have_in_common_goes_with_the_last_of_them
     first = translator.snapshot(NODES[0])
     assert first.origin is not None
     assert translator.snapshot(NODES[0]).origin.scope is first.origin.scope  # type: ignore[union-attr]
-    assert list(translator._scopes) == ["shop"]
+    assert list(translator._scopes) == [("shop", "")]
     del first
     assert list(translator._scopes) == []
 
