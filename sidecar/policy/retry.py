@@ -56,7 +56,7 @@ class Rules:
     def __init__(self, conditions: Iterable[str], status_codes: Iterable[int] = ()) -> None:
         on = frozenset(conditions)
         self.causes: frozenset[Cause] = frozenset().union(*(CAUSES.get(name, frozenset()) for name in on))
-        self.grpc_statuses = frozenset(GRPC_STATUSES[name] for name in on & GRPC_STATUSES.keys())
+        self.grpc_statuses = frozenset(GRPC_STATUSES[name] for name in on if name in GRPC_STATUSES)
         codes: frozenset[int] = frozenset().union(*(HTTP_STATUSES.get(name, frozenset()) for name in on))
         self.http_statuses = codes | (frozenset(status_codes) if "retriable-status-codes" in on else frozenset())
         self.reads_headers = "retriable-headers" in on
