@@ -60,6 +60,18 @@ def test_the_demo_holds_what_it_promises_and_leaves_nothing_behind(tmp_path: Pat
     assert is_nothing_left(tmp_path, pids)
 
 
+@pytest.mark.slow
+def test_the_tour_is_the_same_on_three_data_planes(tmp_path: Path) -> None:
+    with demo(tmp_path, "--engine", "mixed", "--for", "1s") as process:
+        assert process.wait(180) == 0, process.out + process.err
+    assert re.search(r"✓ observed  \d envoy, 1 grpc, \d remora; 0 refuse", process.out)
+    assert re.search(
+        r"GRPC_XDS_BOOTSTRAP=\S+ python -m apps.bookstore.shoppers --orders xds:///orders.shop", process.out
+    )
+    assert re.search(r"^all \d+ expectations held$", process.out, re.MULTILINE)
+    assert is_nothing_left(tmp_path, [])
+
+
 def test_ctrl_c_in_the_middle_ends_everything(tmp_path: Path) -> None:
     with demo(tmp_path) as process:
         process.until("1. Calls are spread", "out")
