@@ -7,7 +7,8 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import extension_pb2
 from envoy.config.route.v3 import route_components_pb2
 from envoy.extensions.load_balancing_policies.least_request.v3 import least_request_pb2
-from google.protobuf import any_pb2, duration_pb2, wrappers_pb2
+from google.protobuf import any_pb2, duration_pb2, json_format, wrappers_pb2
+from xds.type.v3 import typed_struct_pb2
 
 from control_plane.translate.view import EndpointView
 from proto.mesh.v1 import balancing_pb2, policy_pb2
@@ -51,7 +52,10 @@ def balance(cluster: Any, data: bytes) -> None:
 
 
 def _peak_ewma(spec: policy_pb2.LoadBalancingPolicySpec) -> Any:
-    """Ours first, for sidecars that know it; what comes nearest in Envoy is the fewest calls of two."""
+    """Ours first, for sidecars that know it; what comes nearest in Envoy is the fewest calls of two.
+
+    As a TypedStruct: an `Any` of a type that Envoy does not know would make its admin endpoint unable to show its configuration.
+    """
     ours = balancing_pb2.PeakEwma()
     for name in ("decay", "penalty"):
         if spec.HasField(name):
@@ -60,7 +64,9 @@ def _peak_ewma(spec: policy_pb2.LoadBalancingPolicySpec) -> Any:
     if spec.locality_weights:
         theirs.locality_lb_config.locality_weighted_lb_config.SetInParent()
     policies = cluster_pb2.LoadBalancingPolicy()
-    for name, message in (("remora.peak_ewma", ours), ("envoy.load_balancing_policies.least_request", theirs)):
+    typed = typed_struct_pb2.TypedStruct(type_url=f"type.googleapis.com/{ours.DESCRIPTOR.full_name}")
+    typed.value.update(json_format.MessageToDict(ours))
+    for name, message in (("remora.peak_ewma", typed), ("envoy.load_balancing_policies.least_request", theirs)):
         packed = any_pb2.Any()
         packed.Pack(message, deterministic=True)
         policies.policies.add(typed_extension_config=extension_pb2.TypedExtensionConfig(name=name, typed_config=packed))

@@ -26,8 +26,9 @@ from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
 from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
-from google.protobuf import any_pb2, descriptor_pool, message_factory
+from google.protobuf import any_pb2, descriptor_pool, json_format, message_factory
 from google.protobuf.message import DecodeError, Message
+from xds.type.v3 import typed_struct_pb2
 
 from proto.mesh.v1 import filters_pb2
 from sidecar.xds import balancing_fields
@@ -59,6 +60,7 @@ KNOWN_MODULES: Final = (
 )
 
 MAX_DEPTH: Final = 64
+_TYPED_STRUCT: Final = typed_struct_pb2.TypedStruct.DESCRIPTOR.full_name
 
 
 class ConfigError(Exception):
@@ -272,13 +274,32 @@ _FIELD_SETS: Final = {name: frozenset(fields.split()) for name, fields in FIELDS
 
 
 def is_known(packed: any_pb2.Any) -> bool:
-    """True if the type of the message in an `Any` is supported."""
-    return packed.type_url.rpartition("/")[2] in _FIELD_SETS
+    """True if the type of the message in an `Any`, or in a TypedStruct there, is supported."""
+    name = packed.type_url.rpartition("/")[2]
+    if name == _TYPED_STRUCT:
+        name = typed_struct_pb2.TypedStruct.FromString(packed.value).type_url.rpartition("/")[2]
+    return name in _FIELD_SETS
+
+
+def _from_struct(packed: any_pb2.Any, path: str) -> Message:
+    """The message in a TypedStruct: an extension in JSON's form, which engines that do not know it can still show."""
+    try:
+        struct = typed_struct_pb2.TypedStruct.FromString(packed.value)
+        name = struct.type_url.rpartition("/")[2]
+        if name not in _FIELD_SETS:
+            raise ConfigError(path, f'extension "{name}" is not supported by this sidecar; remove it (RMR0101)')
+        message = message_factory.GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(name))()
+        return json_format.ParseDict(json_format.MessageToDict(struct.value), message)
+    except (DecodeError, json_format.ParseError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(path, f"the struct is no {_TYPED_STRUCT} of a message: {text} (RMR0102)") from None
 
 
 def unpack(packed: any_pb2.Any, path: str) -> Message:
     """The message in an `Any`. Raises ConfigError if its type is not supported or its bytes are broken."""
     name = packed.type_url.rpartition("/")[2]
+    if name == _TYPED_STRUCT:
+        return _from_struct(packed, path)
     if name not in _FIELD_SETS:
         raise ConfigError(path, f'extension "{name}" is not supported by this sidecar; remove it (RMR0101)')
     message = message_factory.GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(name))()

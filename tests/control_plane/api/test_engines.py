@@ -63,7 +63,28 @@ spec:
 apiVersion: remora.dev/v1
 kind: LoadBalancingPolicy
 metadata: {name: balance, namespace: shop}
-spec: {targetRefs: [{name: warehouse}], algorithm: LeastRequest}
+spec: {targetRefs: [{name: warehouse}], algorithm: LeastRequest, choices: 3, slowStart: 10s, failover: [eu, us/a]}
+---
+apiVersion: remora.dev/v1
+kind: LoadBalancingPolicy
+metadata: {name: latency, namespace: shop}
+spec: {targetRefs: [{name: anywhere}], algorithm: PeakEwma, decay: 5s, penalty: 1s}
+---
+apiVersion: remora.dev/v1
+kind: LoadBalancingPolicy
+metadata: {name: ring, namespace: shop}
+spec:
+  targetRefs: [{name: none}]
+  algorithm: RingHash
+  ringSize: 4096
+  hashOn: [{header: x-user, terminal: true}, {cookie: session, cookieTtl: 60s}, {queryParameter: page}, {source: RemoteAddress}, {source: Path}]
+  localityWeights: {eu: 10, us/a: 90}
+  panicThreshold: 30
+---
+apiVersion: remora.dev/v1
+kind: LoadBalancingPolicy
+metadata: {name: all, namespace: office}
+spec: {algorithm: Maglev, hashOn: [{header: x-user}]}
 ---
 apiVersion: remora.dev/v1
 kind: RateLimitPolicy

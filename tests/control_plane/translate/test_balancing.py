@@ -7,6 +7,7 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.route.v3 import route_pb2
 from google.protobuf import json_format
+from xds.type.v3 import typed_struct_pb2
 
 from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, ROUTES, Snapshot
 from proto.mesh.v1 import balancing_pb2
@@ -87,8 +88,9 @@ def test_an_algorithm_is_envoys_own(spec: str, name: str, more: dict[str, Any]) 
 def test_peak_ewma_stands_before_what_comes_nearest_in_envoy() -> None:
     made = cluster(told(policy("algorithm: PeakEwma, decay: 5s, penalty: 1s")))
     first, second = (item.typed_extension_config for item in made.load_balancing_policy.policies)
-    ours = balancing_pb2.PeakEwma()
-    assert first.typed_config.Unpack(ours)
+    typed = typed_struct_pb2.TypedStruct()
+    assert first.typed_config.Unpack(typed) and typed.type_url == "type.googleapis.com/remora.mesh.v1.PeakEwma"
+    ours = json_format.ParseDict(json_format.MessageToDict(typed.value), balancing_pb2.PeakEwma())
     assert (ours.decay.seconds, ours.penalty.seconds) == (5, 1)
     assert second.name == "envoy.load_balancing_policies.least_request"
 

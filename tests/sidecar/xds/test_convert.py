@@ -169,6 +169,11 @@ REFUSED: Final[dict[str, tuple[str, Any, str]]] = {
         "elsewhere",
         'cluster_manager.local_cluster_name: there is no static cluster "elsewhere"; add it',
     ),
+    "a struct that is no extension": (
+        f"{CLUSTER}[10].load_balancing_policy.policies[0].typed_extension_config.typed_config.value",
+        {"decay": "soon"},
+        "the struct is no xds.type.v3.TypedStruct of a message",
+    ),
     "an average that forgets at once": (
         f"{CLUSTER}[8].load_balancing_policy.policies[0].typed_extension_config.typed_config.decay",
         "0s",
