@@ -420,7 +420,7 @@ class Cluster:
     def score(self, call: "Call", endpoint: Endpoint, status: int) -> None:
         """A call, or a try of one, is over: what refuses calls, or does not answer, is as slow as can be."""
         balancing = self.config.balancing
-        now = self.worker.now
+        now = monotonic()  # timers do not set the worker's clock
         if status in _OVERLOADED or call.pushback_s:
             endpoint.latency.observe(min(max(balancing.penalty_s, call.pushback_s), MAX_PUSHBACK_S), now)
         elif not call.is_responded and now - call.sent_at > endpoint.latency.seconds(now):
