@@ -141,6 +141,8 @@ class Attempts(Timed):
         load.retrying += 1
         cluster.worker.stats.count_retry(cluster.label, reason)
         self.tried.append(endpoint)
+        if cluster.times_answers:
+            cluster.score(call, endpoint, Status.UNAVAILABLE)
         call.detach(ErrorCode.CANCEL)
         call.endpoint = None
         load.active -= 1

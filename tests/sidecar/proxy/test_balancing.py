@@ -127,6 +127,19 @@ async def test_who_is_overloaded_gets_no_calls_for_a_while(answer: str) -> None:
         assert found["a"] <= 1 and found["b"] >= 29
 
 
+async def test_who_refuses_a_try_gets_no_calls_for_a_while_although_the_caller_never_hears_of_it() -> None:
+    [port] = free_ports(1)
+    async with backends("a", "b") as [a, b]:
+        document = bootstrap(port, [], a.port, b.port, **PEAK_EWMA)
+        manager = document["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+        route = manager["route_config"]["virtual_hosts"][0]["routes"][0]["route"]
+        route["retry_policy"] = {"retry_on": "refused-stream", "num_retries": 5}
+        async with running(document):
+            a.begin([{"reset": "REFUSED_STREAM"}])
+            assert await origins(await dial(port), 30) == {"b": 30}
+            assert len(a.requests) <= 1
+
+
 async def test_who_does_not_answer_is_as_slow_as_it_was_waited_for() -> None:
     [port] = free_ports(1)
     async with backends("a", "b") as [a, b], running(bootstrap(port, [], a.port, b.port, **PEAK_EWMA)) as proxy:
