@@ -78,10 +78,8 @@ class Endpoint:
     def __str__(self) -> str:
         return f"{self.config.host}:{self.config.port}"
 
-    def update(self, config: EndpointConfig, now: float) -> None:
+    def update(self, config: EndpointConfig) -> None:
         """Take over a new weight, health, version and labels."""
-        if config.health is Health.HEALTHY and self.health is not Health.HEALTHY:
-            self.since = now
         self.config = config
         self.weight = config.weight
         self.judge()
@@ -106,6 +104,8 @@ class Endpoint:
         health = self.config.health
         if health is not Health.LEAVING and self.record is not None and self.record.is_ejected:
             health = Health.UNHEALTHY
+        if health is Health.HEALTHY and self.health is not Health.HEALTHY:
+            self.since = monotonic()
         self.health = health
 
     def take(self, call: "Call") -> None:
@@ -340,7 +340,7 @@ class Cluster:
             if endpoint is None:
                 endpoint = Endpoint(self, config, now)
             else:
-                endpoint.update(config, now)
+                endpoint.update(config)
             fresh[key] = endpoint
         for gone in self.endpoints.values():
             if self.outliers is not None:

@@ -176,6 +176,11 @@ async def test_an_endpoint_that_comes_is_loaded_little_by_little() -> None:
         await assign(proxy, old, new)
         found = await origins(await dial(port), 110)
         assert 9 <= found["b"] <= 11, "a tenth of its share"
+        proxy.clusters["a"].endpoints["127.0.0.1", b.port].since -= 4000.0
+        await assign(proxy, old, replace(new, health=Health.UNHEALTHY))
+        await assign(proxy, old, new)
+        found = await origins(await dial(port), 110)
+        assert 9 <= found["b"] <= 11, "one that was ill begins anew"
 
 
 async def test_health_that_changes_moves_calls_at_once() -> None:
