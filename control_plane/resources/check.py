@@ -47,6 +47,8 @@ def check(resource: api_pb2.Resource) -> list[Fault]:
     found = [Fault(re.sub(rf"^{spelled}\b", "spec", fault.path), fault.text, fault.code) for fault in found]
     if resource.HasField("service"):
         found += _service(resource.service)
+        if resource.service.HasField("external"):
+            found += _external(resource.service)
     if resource.HasField("grpc_route"):
         found += _route(resource.grpc_route)
     for policy in ("load_balancing_policy", "rate_limit_policy", "authentication_policy"):
@@ -116,6 +118,25 @@ def _rate_limit(spec: policy_pb2.RateLimitPolicySpec) -> Iterator[Fault]:
 def _service(spec: service_pb2.ServiceSpec) -> Iterator[Fault]:
     for number in _repeated(port.port for port in spec.ports):
         yield Fault(f"spec.ports[{number}].port", f"{spec.ports[number].port} stands twice; keep one", "RMR0015")
+    called = spec.dependencies.services
+    for number in _repeated((each.namespace, each.name) for each in called):
+        text = f"{quoted(called[number].name)} is named twice; once is enough"
+        yield Fault(f"spec.dependencies.services[{number}].name", text, "RMR0015")
+
+
+def _external(spec: service_pb2.ServiceSpec) -> Iterator[Fault]:
+    external, path = spec.external, "spec.external"
+    if bool(external.dns) == bool(external.addresses):
+        yield Fault(path, "says not where it is; give dns, or addresses, and not both", "RMR0025")
+    if external.dns and not external.port:
+        yield Fault(f"{path}.port", "is missing; a name needs the port behind it", "RMR0025")
+    if external.addresses and external.port:
+        yield Fault(f"{path}.port", "means nothing with addresses; give each its own", "RMR0025")
+    if spec.selector:
+        yield Fault("spec.selector", "means nothing with external; leave one of them out", "RMR0025")
+    for number in _repeated((each.address, each.port) for each in external.addresses):
+        text = f"{quoted(external.addresses[number].address)} stands twice with one port; keep one"
+        yield Fault(f"{path}.addresses[{number}].address", text, "RMR0015")
 
 
 def _route(spec: route_pb2.GRPCRouteSpec) -> Iterator[Fault]:

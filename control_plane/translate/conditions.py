@@ -50,9 +50,11 @@ class Conditions:
     def status(self, resource: api_pb2.Resource) -> meta_pb2.Status:
         """Of a resource, stored or not yet (a dry run)."""
         accepted = _condition(resource, "Accepted", True, "Accepted", "")
-        if resource.HasField("service"):
+        if resource.HasField("service") and not resource.service.HasField("dependencies"):
             return meta_pb2.Status(conditions=[accepted])
-        if resource.HasField("grpc_route"):
+        if resource.HasField("service"):
+            refused, unresolved = None, self._dependencies(resource)
+        elif resource.HasField("grpc_route"):
             refused, unresolved = self._parents(resource), self._backends(resource)
         else:
             refused, unresolved = self._overruled(resource), self._targets(resource)
@@ -91,6 +93,14 @@ class Conditions:
                         f"spec.rules[{number}]: no service {backend.name}.{namespace} yet; calls to it get UNAVAILABLE"
                     )
                     return _condition(route, "ResolvedRefs", False, "BackendNotFound", text)
+        return None
+
+    def _dependencies(self, service: api_pb2.Resource) -> meta_pb2.Condition | None:
+        for number, each in enumerate(service.service.dependencies.services):
+            namespace = each.namespace or _namespace(service)
+            if (namespace, each.name) not in self._known:
+                text = f"spec.dependencies.services[{number}]: no service {each.name}.{namespace} yet; it is told of when it comes"
+                return _condition(service, "ResolvedRefs", False, "DependencyNotFound", text)
         return None
 
     def _overruled(self, policy: api_pb2.Resource) -> meta_pb2.Condition | None:

@@ -9,9 +9,10 @@ from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 
-from control_plane.translate import content, proxyless, resources
+from control_plane.translate import content, proxyless, reach, resources
 from control_plane.translate.content import Content
 from control_plane.translate.node import Node
+from control_plane.translate.reach import Parts
 from control_plane.translate.view import MeshView, cluster_name, inbound_mutual_tls, limits
 
 _PREFIX: Final = "type.googleapis.com/envoy.config."
@@ -111,13 +112,14 @@ def own(mesh: MeshView, node: Node) -> Own:
 def build(mesh: MeshView, node: Node) -> Snapshot:
     """The snapshot of a node, from nothing: the plain version of `translator.Translator`, and its oracle."""
     its_own = own(mesh, node)
+    told = reach.parts(mesh, reach.called(mesh, node))
     if node.profile.is_proxyless:
-        return _proxyless(mesh, node, its_own)
-    routing = tuple(map(resources.routing_part, mesh.services))
+        return _proxyless(told, node, its_own)
+    routing = tuple(map(resources.routing_part, told.calls.services))
     source = node.identity_source
     clusters = {resources.TUNNEL: resources.tunnel_cluster(), **its_own.clusters}
     endpoints: dict[str, bytes] = {}
-    for service in mesh.services:
+    for service in told.backs.services:
         name = cluster_name(service.namespace, service.name)
         clusters[name] = resources.cluster(name, service.balancing, service.peer, source)
         endpoints[name] = resources.endpoints(service)
@@ -126,18 +128,20 @@ def build(mesh: MeshView, node: Node) -> Snapshot:
     return of(str(mesh.revision), {CLUSTER: clusters, ENDPOINTS: endpoints, LISTENER: listeners, ROUTES: routes})
 
 
-def _proxyless(mesh: MeshView, node: Node, its_own: Own) -> Snapshot:
+def _proxyless(told: Parts, node: Node, its_own: Own) -> Snapshot:
     clusters: dict[str, bytes] = {}
     endpoints: dict[str, bytes] = {}
     listeners = dict(its_own.listeners)
     routes: dict[str, bytes] = {}
-    for service in mesh.services:
+    for service in told.backs.services:
         name = cluster_name(service.namespace, service.name)
         clusters[name] = proxyless.cluster(resources.cluster(name, service.balancing), node.profile)
         endpoints[name] = proxyless.endpoints(resources.endpoints(service))
+    for service in told.calls.services:
         listeners |= proxyless.listeners(service, service.namespace == node.namespace)
         routes |= proxyless.tables(service, node.profile)
-    return of(str(mesh.revision), {CLUSTER: clusters, ENDPOINTS: endpoints, LISTENER: listeners, ROUTES: routes})
+    version = str(told.calls.revision)
+    return of(version, {CLUSTER: clusters, ENDPOINTS: endpoints, LISTENER: listeners, ROUTES: routes})
 
 
 def of(version: str, types: Mapping[str, Mapping[str, bytes]]) -> Snapshot:

@@ -5,13 +5,15 @@ from collections.abc import Collection, Iterable
 from control_plane.translate import proxyless, resources
 from control_plane.translate.clients import Profile
 from control_plane.translate.content import Shared
+from control_plane.translate.reach import Moved, Reach
 from control_plane.translate.view import Key, MeshView, cluster_name
 
 
 class Targets:
     """The targets that can be called, and where they lead."""
 
-    def __init__(self, namespace: str, profile: Profile, mesh: MeshView) -> None:
+    def __init__(self, namespace: str, profile: Profile, reach: Reach) -> None:
+        self.reach = reach
         self.clusters = Shared({})
         self.endpoints = Shared({})
         self.listeners = Shared({})
@@ -20,10 +22,15 @@ class Targets:
         self._profile = profile
         self._names: dict[Key, tuple[frozenset[str], frozenset[str]]] = {}
         """The listeners and the route tables of each service."""
-        self.advance(MeshView(0), mesh, mesh.by_name, mesh.by_name)
+        self._back(MeshView(0), reach.parts.backs, reach.parts.backs.by_name)
+        self._reroute(reach.parts.calls, reach.parts.calls.by_name)
 
-    def advance(self, old: MeshView, mesh: MeshView, touched: Iterable[Key], rerouted: Collection[Key]) -> None:
+    def advance(self, change: Moved, rerouted: Collection[Key]) -> None:
         """Services changed, came or went; to some of them, also the ways."""
+        self._back(change.before.backs, change.after.backs, change.backs)
+        self._reroute(change.after.calls, rerouted)
+
+    def _back(self, old: MeshView, mesh: MeshView, touched: Iterable[Key]) -> None:
         clusters: dict[str, bytes | None] = {}
         endpoints: dict[str, bytes | None] = {}
         for key in touched:
@@ -36,7 +43,6 @@ class Targets:
                 endpoints[name] = proxyless.endpoints(resources.endpoints(service))
         self.clusters = self.clusters.replaced(clusters)
         self.endpoints = self.endpoints.replaced(endpoints)
-        self._reroute(mesh, rerouted)
 
     def _reroute(self, mesh: MeshView, rerouted: Collection[Key]) -> None:
         listeners: dict[str, bytes | None] = {}

@@ -10,28 +10,31 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from control_plane.registry.state import State
-from control_plane.translate import resources
+from control_plane.translate import reach, resources
 from control_plane.translate import snapshot as snapshots
 from control_plane.translate.advance import advance
 from control_plane.translate.clients import Profile
 from control_plane.translate.content import Content, Shared, field
 from control_plane.translate.node import Node
+from control_plane.translate.reach import Reach
 from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, LISTENER, ROUTES, Origin, Own, Snapshot
 from control_plane.translate.targets import Targets
 from control_plane.translate.view import Key, MeshView, ServiceView, cluster_name, inbound_mutual_tls, limits
 
 _LISTENERS: Final = Shared({resources.OUTBOUND_MESH: resources.mesh_listener()})
 _NONE: Final[dict[str, bytes]] = {}
+_Called = frozenset[Key] | None
+"""The services that a node may call; None for all."""
 
 
 class _Backends:
     """Clusters and endpoints of all services."""
 
-    def __init__(self, identity_source: str, mesh: MeshView) -> None:
+    def __init__(self, identity_source: str, reach: Reach) -> None:
         self.clusters = Shared({resources.TUNNEL: resources.tunnel_cluster()})
         self.endpoints = Shared({})
         self._identity_source = identity_source
-        self.advance(MeshView(0), mesh, mesh.by_name)
+        self.advance(MeshView(0), reach.parts.backs, reach.parts.backs.by_name)
 
     def advance(self, old: MeshView, mesh: MeshView, touched: Iterable[Key]) -> None:
         """These services changed, came or went."""
@@ -52,12 +55,13 @@ class _Backends:
 class _Scope:
     """What the nodes of a namespace have in common."""
 
-    def __init__(self, namespace: str, backends: _Backends, mesh: MeshView) -> None:
+    def __init__(self, namespace: str, reach: Reach, backends: _Backends) -> None:
+        self.reach = reach
         self.backends = backends
         self.routes = Shared({})
         self._namespace = namespace
         self._hosts: dict[Key, bytes] = {}
-        self.advance(mesh, mesh.by_name)
+        self.advance(reach.parts.calls, reach.parts.calls.by_name)
 
     def advance(self, mesh: MeshView, rerouted: Collection[Key]) -> None:
         """The ways to these services changed, or they came or went."""
@@ -83,10 +87,11 @@ class Translator:
 
     def __init__(self) -> None:
         self.mesh = MeshView(0)
-        self._backends: WeakValueDictionary[str, _Backends] = WeakValueDictionary()
-        """By where the callers' certificates come from."""
-        self._scopes: WeakValueDictionary[tuple[str, str], _Scope] = WeakValueDictionary()
-        self._targets: WeakValueDictionary[tuple[str, Profile], Targets] = WeakValueDictionary()
+        self._reaches: WeakValueDictionary[_Called, Reach] = WeakValueDictionary()
+        self._backends: WeakValueDictionary[tuple[_Called, str], _Backends] = WeakValueDictionary()
+        """By what is called, and where the callers' certificates come from."""
+        self._scopes: WeakValueDictionary[tuple[_Called, str, str], _Scope] = WeakValueDictionary()
+        self._targets: WeakValueDictionary[tuple[_Called, str, Profile], Targets] = WeakValueDictionary()
 
     def advance(self, state: State, changed: frozenset[bytes] | None) -> None:
         """Come to a state that differs from the one before in these keys at most (None: in any)."""
@@ -94,13 +99,17 @@ class Translator:
         self.mesh = step.mesh
         if not step.touched:
             return
-        for backends in self._backends.values():
-            backends.advance(old, step.mesh, step.touched)
         rerouted = {key for key in step.touched if _routing(old, key) != _routing(step.mesh, key)}
-        for scope in self._scopes.values():
-            scope.advance(step.mesh, rerouted)
-        for targets in self._targets.values():
-            targets.advance(old, step.mesh, step.touched, rerouted)
+        moved = {called: change for called, reach in self._reaches.items() if (change := reach.advance(step))}
+        for (called, _), backends in self._backends.items():
+            if change := moved.get(called):
+                backends.advance(change.before.backs, change.after.backs, change.backs)
+        for (called, *_), scope in self._scopes.items():
+            if change := moved.get(called):
+                scope.advance(change.after.calls, change.rerouted(rerouted))
+        for (called, *_), targets in self._targets.items():
+            if change := moved.get(called):
+                targets.advance(change, change.rerouted(rerouted))
 
     def snapshot(self, node: Node, last: Snapshot | None = None) -> Snapshot:
         """What a node is to be told. `last` is what it was told before: of that is used again what still holds."""
@@ -119,21 +128,30 @@ class Translator:
             Origin(scope, own, *self._basis(node)),
         )
 
+    def _reach(self, node: Node) -> tuple[_Called, Reach]:
+        called = reach.called(self.mesh, node)
+        found = self._reaches.get(called)
+        if found is None:
+            found = self._reaches[called] = Reach(called, self.mesh)
+        return called, found
+
     def _scope(self, node: Node) -> _Scope:
-        key = node.namespace, node.identity_source
+        called, reach = self._reach(node)
+        key = called, node.namespace, node.identity_source
         scope = self._scopes.get(key)
         if scope is None:
-            backends = self._backends.get(node.identity_source)
+            backends = self._backends.get((called, node.identity_source))
             if backends is None:
-                backends = self._backends[node.identity_source] = _Backends(node.identity_source, self.mesh)
-            scope = self._scopes[key] = _Scope(node.namespace, backends, self.mesh)
+                backends = self._backends[called, node.identity_source] = _Backends(node.identity_source, reach)
+            scope = self._scopes[key] = _Scope(node.namespace, reach, backends)
         return scope
 
     def _proxyless(self, node: Node, last: Snapshot | None) -> Snapshot:
-        key = node.namespace, node.profile
+        called, reach = self._reach(node)
+        key = called, node.namespace, node.profile
         targets = self._targets.get(key)
         if targets is None:
-            targets = self._targets[key] = Targets(*key, self.mesh)
+            targets = self._targets[key] = Targets(node.namespace, node.profile, reach)
         own = self._own(node, last)
         return Snapshot(
             str(self.mesh.revision),

@@ -16,6 +16,7 @@ from control_plane.ads.request import MAX_NAMES
 from control_plane.ads.service import AdsService
 from control_plane.translate import view
 from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, LISTENER, ORDER, ROUTES, build
+from proto.mesh.v1 import api_pb2
 from tests.control_plane.plane import Node, Plane
 from tests.control_plane.translate import meshes
 from tests.waiting import eventually_async
@@ -123,6 +124,35 @@ def _refused(plane: Plane, node_id: str) -> Callable[[], Awaitable[Any]]:
         return types if LISTENER in types and types[LISTENER].version_nacked else None
 
     return look
+
+
+CALLS_ACCOUNTS = """\
+apiVersion: remora.dev/v1
+kind: Service
+metadata: {name: cart, namespace: shop}
+spec: {dependencies: {services: [{name: accounts}]}}
+"""
+
+
+async def test_a_node_is_told_of_what_its_service_says_that_it_calls(plane: Plane) -> None:
+    for name in ("accounts", "warehouse"):
+        await plane.register(f"{name}.shop", "1")
+    async with Node(plane, "cart.shop~1") as node:
+        await node.follow()
+        await eventually_async(
+            lambda: {"outbound|accounts.shop", "outbound|warehouse.shop"} <= node.held.get(CLUSTER, {}).keys()
+        )
+        await plane.apply(CALLS_ACCOUNTS)
+        only = {"outbound_tunnel", "outbound|accounts.shop"}
+        await eventually_async(lambda: node.held[CLUSTER].keys() == only)
+        await eventually_async(lambda: plane.running.ads.is_programmed(plane.running.mirror.state.revision))
+        before = plane.running.ads.pushes.copy()
+        await plane.register("warehouse.shop", "2")
+        await plane.register("audit.shop", "1")
+        await eventually_async(lambda: plane.running.ads.is_programmed(plane.running.mirror.state.revision))
+        assert plane.running.ads.pushes == before, "nothing of that is told"
+        await plane.resources.Delete(api_pb2.DeleteRequest(kind="Service", namespace="shop", name="cart"))
+        await eventually_async(lambda: "outbound|audit.shop" in node.held[CLUSTER])
 
 
 # -- who is refused -------------------------------------------------------------------------------------

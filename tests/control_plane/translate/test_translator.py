@@ -56,6 +56,10 @@ def changes(draw: st.DrawFn) -> tuple[bytes, bytes | None]:
         if resource.HasField("service") and resource.service.selector:
             resource.service.ClearField("selector")
             resource.service.selector.update(draw(SELECTORS))
+        if resource.HasField("service") and draw(st.booleans()):
+            resource.service.dependencies.SetInParent()
+            for name, namespace in draw(st.sets(st.tuples(FEW, strategies.NAMESPACES | st.just("")), max_size=3)):
+                resource.service.dependencies.services.add(name=name, namespace=namespace)
         key, value = state.key_of(resource), state.stored(resource)
     return key, draw(st.sampled_from([value, value, None]))
 
@@ -153,7 +157,7 @@ def test_what_the_nodes_of_a_namespace_have_in_common_goes_with_the_last_of_them
     first = translator.snapshot(NODES[0])
     assert first.origin is not None
     assert translator.snapshot(NODES[0]).origin.scope is first.origin.scope  # type: ignore[union-attr]
-    assert list(translator._scopes) == [("shop", "")]
+    assert list(translator._scopes) == [(None, "shop", "")]
     del first
     assert list(translator._scopes) == []
 
