@@ -30,6 +30,12 @@ kind: Service
 metadata: {{name: {service}-{version}}}
 spec: {{selector: {{service: {service}, version: {version}}}}}
 ---"""
+BALANCING: Final = """
+apiVersion: remora.dev/v1
+kind: LoadBalancingPolicy
+metadata: {{name: balancing}}
+spec: {{targetRefs: [{{name: {service}}}], {more}}}
+"""
 LIMIT: Final = """
 apiVersion: remora.dev/v1
 kind: RateLimitPolicy
@@ -72,6 +78,29 @@ def test_a_split_is_in_force_when_the_command_returns(guests: Mesh, engine: str)
         assert {caller.says(stub) for _ in range(40)} == expected
     assert guests.remora("delete", "grpcroute", service, "--wait").code == 0
     assert {caller.says(stub) for _ in range(40)} == {"v1", "v2"}
+
+
+def test_both_engines_send_a_user_to_the_same_instance(guests: Mesh) -> None:
+    service = "sticky"
+    for name in ("one", "two", "three"):
+        guests.echo(name, service, is_awaited=False)
+    guests.until_healthy("one", "two", "three", service=service)
+    callers = [guests.caller(engine) for engine in ("remora", "envoy")]
+    stubs = [caller.stub(f"{service}:80") for caller in callers]
+    for algorithm in ("Maglev", "RingHash"):
+        guests.apply(
+            BALANCING.format(service=service, more=f"algorithm: {algorithm}, hashOn: [{{header: x-user}}]"), "--wait"
+        )
+        found = [
+            [caller.says(stub, metadata=(("x-user", f"user-{number}"),)) for number in range(30)]
+            for caller, stub in zip(callers, stubs, strict=True)
+        ]
+        assert found[0] == found[1]
+        assert set(found[0]) == {"one", "two", "three"}
+    said = guests.apply(BALANCING.format(service=service, more="algorithm: PeakEwma"), "--wait").err
+    assert "acknowledged by" in said
+    for caller, stub in zip(callers, stubs, strict=True):
+        assert {caller.says(stub) for _ in range(40)} <= {"one", "two", "three"}
 
 
 @pytest.mark.parametrize("engine", ["remora", "envoy"])
