@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 from typing import Final
 
-_OURS: Final = {"GRPC_VERBOSITY": "NONE"}
-"""gRPC's core tells of every fork, and of every port that is taken, on standard error; what matters of it we say ourselves."""
+_OURS: Final = {"GRPC_VERBOSITY": "NONE", "GRPC_ENABLE_FORK_SUPPORT": "0"}
+"""gRPC's core tells of every fork, and of every port that is taken, on standard error; what matters of it we say ourselves. What it does at a
+fork, for children that go on speaking gRPC, kills one child in a hundred before it becomes its program, if calls are under way; ours always do."""
 _set: list[str] = []
 JOIN_TOKEN: Final = "REMORA_JOIN_TOKEN"
 OPERATOR_SECRET: Final = "REMORA_OPERATOR_SECRET"

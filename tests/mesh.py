@@ -287,7 +287,7 @@ class Mesh:
     def environment(self, **more: str) -> dict[str, str]:
         """Of commands and programs. What is killed leaves its temporary files, here and not elsewhere."""
         here = {"XDG_STATE_HOME": str(self.directory / "state"), "TMPDIR": str(self.directory)}
-        return environment(REMORA_SERVER=self.server, **here, **more)
+        return environment(**{"REMORA_SERVER": self.server, **here, **more})
 
     def remora(self, *words: str, text: str | None = None, cwd: Path = ROOT, **env: str) -> Result:
         """Run a command to its end."""
