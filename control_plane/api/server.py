@@ -4,10 +4,10 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from envoy.service.discovery.v3 import ads_pb2
@@ -25,6 +25,8 @@ from control_plane.api.replicas import Replicas
 from control_plane.api.service import MeshService, RegistryService, Resources
 from control_plane.identity.issuer import Issuer
 from control_plane.registry import format, keys
+from control_plane.registry.dns import Resolver, Server
+from control_plane.registry.external import External
 from control_plane.registry.mirror import Mirror
 from control_plane.registry.registry import Registry
 from control_plane.registry.sweeper import Retention, Sweeper
@@ -78,11 +80,12 @@ async def running(
     *,
     advertise: str = "",
     retention: Retention | None = None,
+    name_servers: list[Server] | None = None,
 ) -> AsyncIterator[ControlPlane]:
     """Run a control plane as long as the context lasts. Raises StoreError, CannotListen, KeyringError.
 
     `issuing` makes the authority that signs; without it the mesh has no identities. `advertise` is where other replicas reach this one, if
-    that is not where it listens. `retention` says how much history the store keeps.
+    that is not where it listens. `retention` says how much history the store keeps. `name_servers` are asked for external names; None for those of the machine.
     """
     store = await open_store(store_target)
     issuer = issuing(store) if issuing is not None else None
@@ -104,6 +107,7 @@ async def running(
     follower.add_done_callback(_say_if_it_failed)
     registry, replicas = Registry(store), Replicas(store)
     sweeper = Sweeper(store, mirror, registry, retention)
+    external = External(store, mirror, Resolver(name_servers))
     election = Election(store, keys.OWNER, f"{socket.gethostname()} pid {os.getpid()}")
     owner: asyncio.Task[None] | None = None
     entrance = Entrance()
@@ -142,7 +146,7 @@ async def running(
                 reason = (error.strerror or str(error)).lower()
                 raise CannotListen(f"cannot listen on {http_listen[0]}:{http_listen[1]}: {reason}") from None
         await server.start()
-        owner = asyncio.create_task(election.run(sweeper.run))
+        owner = asyncio.create_task(election.run(lambda term: _all(sweeper.run(term), external.run(term))))
         owner.add_done_callback(_say_if_it_sweeps_no_more)
         async with replicas.present(advertise or f"{_reachable(listen[0])}:{port}"):
             yield ControlPlane(port, web.server_port if web is not None else None, mirror, ads, store, replicas)
@@ -162,6 +166,17 @@ async def running(
 def _say_if_it_failed(follower: asyncio.Task[None]) -> None:
     if not follower.cancelled() and follower.exception() is not None:
         log.critical("the store is not followed any more; restart this control plane", exc_info=follower.exception())
+
+
+async def _all(*works: Coroutine[Any, Any, None]) -> None:
+    """Until the first of them ends, or fails."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _say_if_it_sweeps_no_more(owner: asyncio.Task[None]) -> None:

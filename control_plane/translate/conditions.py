@@ -50,10 +50,12 @@ class Conditions:
     def status(self, resource: api_pb2.Resource) -> meta_pb2.Status:
         """Of a resource, stored or not yet (a dry run)."""
         accepted = _condition(resource, "Accepted", True, "Accepted", "")
-        if resource.HasField("service") and not resource.service.HasField("dependencies"):
+        if resource.HasField("service") and not (
+            resource.service.HasField("dependencies") or resource.service.external.dns
+        ):
             return meta_pb2.Status(conditions=[accepted])
         if resource.HasField("service"):
-            refused, unresolved = None, self._dependencies(resource)
+            refused, unresolved = None, self._address(resource) or self._dependencies(resource)
         elif resource.HasField("grpc_route"):
             refused, unresolved = self._parents(resource), self._backends(resource)
         else:
@@ -94,6 +96,14 @@ class Conditions:
                     )
                     return _condition(route, "ResolvedRefs", False, "BackendNotFound", text)
         return None
+
+    def _address(self, service: api_pb2.Resource) -> meta_pb2.Condition | None:
+        """An external name that was never resolved."""
+        name = service.service.external.dns
+        if not name or self.state.instances_of(_namespace(service), service.metadata.name):
+            return None
+        text = f"spec.external.dns: {name} has no address yet; calls to it get UNAVAILABLE"
+        return _condition(service, "ResolvedRefs", False, "NameNotResolved", text)
 
     def _dependencies(self, service: api_pb2.Resource) -> meta_pb2.Condition | None:
         for number, each in enumerate(service.service.dependencies.services):

@@ -65,10 +65,10 @@ class Plane:
 
 
 @asynccontextmanager
-async def plane_on(store: Path | str, *, has_http: bool = False, port: int = 0) -> AsyncIterator[Plane]:
-    """A control plane on a store, with a channel of its own."""
+async def plane_on(store: Path | str, *, has_http: bool = False, port: int = 0, **options: Any) -> AsyncIterator[Plane]:
+    """A control plane on a store, with a channel of its own; `options` are those of `running`."""
     async with (
-        running((LOOPBACK[0], port), str(store), LOOPBACK if has_http else None) as plane,
+        running((LOOPBACK[0], port), str(store), LOOPBACK if has_http else None, **options) as plane,
         grpc.aio.insecure_channel(f"127.0.0.1:{plane.port}", options=NO_PROXY) as channel,
     ):
         yield Plane(plane, channel)
