@@ -22,6 +22,8 @@ from control_plane.store.election import Term
 log = logging.getLogger("remora.registry")
 
 MAX_MARKS: Final = 64
+FIRST_S: Final = 5.0
+"""Who has just become the owner may have just started, and has other things to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class Sweeper:
 
     async def run(self, term: Term) -> None:
         """Sweep for ever. Raises Deposed."""
+        await asyncio.sleep(min(FIRST_S, self._retention.every_s))
         while True:
             try:
                 await self.sweep(term)

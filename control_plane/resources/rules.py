@@ -313,7 +313,8 @@ def _bytes(rules: Any, value: bytes) -> Iterator[Complaint]:
 
 def _enum(rules: Any, names: dict[int, str], value: int) -> Iterator[Complaint]:
     if rules.defined_only and value not in names:
-        yield f"{value} is not allowed; allowed: {', '.join(names.values())}"
+        allowed = [name for number, name in names.items() if number not in rules.not_in]
+        yield f"{value} is not allowed; allowed: {', '.join(allowed)}"
     if rules.HasField("const") and value != rules.const:
         yield f"{names.get(value, value)} is not allowed; {names.get(rules.const, rules.const)} is needed"
     chosen = getattr(rules, "in")
