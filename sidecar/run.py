@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Final
 
 import uvloop
 
+from sidecar import inherited
+from sidecar.inherited import Line, Sockets
 from sidecar.proxy.listener import ListenError
 from sidecar.proxy.proxy import Proxy
 from sidecar.proxy.worker import Worker
@@ -41,7 +44,9 @@ async def _serve(bootstrap: Bootstrap, snapshot: Path | None) -> int:
     loop = asyncio.get_running_loop()
     stats = Stats()
     worker = Worker(loop, stats)
-    proxy = Proxy(worker, bootstrap.limits)
+    sockets = Sockets(os.environ.get(inherited.LISTENERS, ""))
+    line = await Line.open(os.environ.get(inherited.LINE, ""))
+    proxy = Proxy(worker, bootstrap.limits, sockets)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -70,7 +75,7 @@ async def _serve(bootstrap: Bootstrap, snapshot: Path | None) -> int:
 
             admin.show_snapshot(keeper.shown, KeeperCollector(keeper))
         try:
-            admin.start(*bootstrap.admin)
+            admin.start(*bootstrap.admin, sockets.copy(*bootstrap.admin))
         except AdminError as error:
             print(f"remora sidecar: {error}", file=sys.stderr)
             return EXIT_BAD_INPUT
@@ -86,8 +91,15 @@ async def _serve(bootstrap: Bootstrap, snapshot: Path | None) -> int:
         client = asyncio.create_task(follow_static(bootstrap, proxy, stats, is_ready))
     else:
         is_ready.set()
-    await stop.wait()
-    is_clean = await proxy.drain(DRAIN_TIMEOUT_S)
+    if line is None:
+        await stop.wait()
+        is_clean = await proxy.drain(DRAIN_TIMEOUT_S)
+    else:
+        await _until_released(line, proxy, stop, is_ready)
+        if admin is not None and bootstrap.admin is not None:
+            sockets.let_go(*bootstrap.admin)
+            await loop.run_in_executor(None, admin.stop)
+        is_clean = await proxy.hand_over(DRAIN_TIMEOUT_S)
     if client is not None:
         client.cancel()
         await asyncio.gather(client, return_exceptions=True)
@@ -95,3 +107,22 @@ async def _serve(bootstrap: Bootstrap, snapshot: Path | None) -> int:
     if admin is not None:
         await loop.run_in_executor(None, admin.stop)
     return EXIT_DONE if is_clean else EXIT_CUT
+
+
+async def _until_released(line: Line, proxy: Proxy, stop: asyncio.Event, is_ready: asyncio.Event) -> None:
+    """Take connections once we know what to do with them, and say so; wait until we are asked to end, and may."""
+
+    async def begin() -> None:
+        await is_ready.wait()
+        await proxy.accept()
+        line.is_ready()
+
+    async with asyncio.TaskGroup() as group:
+        beginning = group.create_task(begin())
+        while True:
+            await stop.wait()
+            if await line.may_leave():
+                break
+            stop.clear()
+        beginning.cancel()
+    line.close()

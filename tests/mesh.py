@@ -150,12 +150,12 @@ class Caller:
     def __init__(self, process: Process, schema: Any) -> None:
         self.process = process
         self.schema = schema
-        self._proxy = process.until(r"grpc_proxy=(http://\S+)", "out")[1]
+        self.proxy = process.until(r"grpc_proxy=(http://\S+)", "out")[1]
         self._channels: list[grpc.Channel] = []
 
     def channel(self, target: str) -> grpc.Channel:
         """A connection of its own to a name of the mesh."""
-        options = [("grpc.http_proxy", self._proxy), ("grpc.use_local_subchannel_pool", 1)]
+        options = [("grpc.http_proxy", self.proxy), ("grpc.use_local_subchannel_pool", 1)]
         channel = grpc.insecure_channel(target, options=options)
         self._channels.append(channel)
         return channel

@@ -37,16 +37,19 @@ async def start(
     stdout: int | None = None,
     stderr: int | None = None,
     user: str | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> asyncio.subprocess.Process:
     """Start a child in a process group of its own, so that Ctrl-C reaches only the parent, which decides the order.
 
-    `stdout` and `stderr` as in asyncio's subprocesses; None is ours. `user`: who the child is; None is us. Raises OSError.
+    `stdout` and `stderr` as in asyncio's subprocesses; None is ours. `user`: who the child is; None is us. `pass_fds`: files
+    that stay open in it, under the same numbers. Raises OSError.
     """
     return await asyncio.create_subprocess_exec(
         *command,
         env=dict(env),
         stdout=stdout,
         stderr=stderr,
+        pass_fds=pass_fds,
         preexec_fn=_in_own_group(os.getpid(), None if user is None else pwd.getpwnam(user)),
     )
 

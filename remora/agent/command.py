@@ -28,6 +28,7 @@ from remora.agent import admin, child, ports, terminal
 from remora.agent.bootstrap import NodeSpec, envoy
 from remora.agent.identity import Identity, Wanted
 from remora.agent.identity import Refused as NoIdentity
+from remora.agent.keeper import Doors, Keeper
 from remora.agent.registration import Probe, Refused, Registration
 from remora.agent.secrets import SecretsServer, socket_in
 
@@ -42,10 +43,6 @@ STOP_GRACE_S: Final = 30.0
 """The program gets so long after SIGTERM."""
 ENGINE_GRACE_S: Final = 5.0
 ENVOY_DRAIN_POLL_S: Final = 0.1
-RESTART_BACKOFF_S: Final = 0.5
-LONGEST_RESTART_BACKOFF_S: Final = 10.0
-STEADY_S: Final = 30.0
-"""A sidecar that ran so long is started again as if it were the first time."""
 _BYPASS: Final = "no_grpc_proxy"
 """gRPC reads it in lower case only."""
 ENGINES: Final = ("remora", "envoy")
@@ -144,7 +141,12 @@ class Agent:
         self._identifying: asyncio.Task[None] | None = None
         self._bootstrap = directory / "bootstrap.json"
         self._bootstrap.write_text(json.dumps(envoy(self._node), indent=1))
-        self._engine: asyncio.subprocess.Process | None = None
+        # Of our own sidecar: Envoy takes no sockets from anybody.
+        doors = (
+            Doors((self._node.outbound, self._node.admin), (self._node.inbound,)) if spec.engine == "remora" else None
+        )
+        env = {**os.environ, **dict.fromkeys((environment.JOIN_TOKEN, environment.OPERATOR_SECRET), "")}
+        self._keeper = Keeper(engine_command(spec.engine, self._bootstrap, self._snapshot), env, doors, say)
         self._signals: asyncio.Queue[int] = asyncio.Queue()
 
     async def run(self) -> int:
@@ -154,7 +156,7 @@ class Agent:
         async with AsyncExitStack() as stack:
             if self._spec.mtls:
                 await stack.enter_async_context(self._having_identity())
-            keeper = asyncio.create_task(self._keep_engine())
+            keeper = asyncio.create_task(self._keeper.run())
             try:
                 code = await self._until_ready(keeper)
                 if code is not None:
@@ -163,8 +165,7 @@ class Agent:
             finally:
                 keeper.cancel()
                 await asyncio.gather(keeper, return_exceptions=True)
-                if self._engine is not None:
-                    await child.stop(self._engine, ENGINE_GRACE_S)
+                await self._keeper.stop(ENGINE_GRACE_S)
 
     @asynccontextmanager
     async def _having_identity(self) -> AsyncIterator[None]:
@@ -184,28 +185,6 @@ class Agent:
             await server.stop()
 
     # -- the engine ---------------------------------------------------------------------------------
-
-    async def _start_engine(self) -> asyncio.subprocess.Process:
-        command = engine_command(self._spec.engine, self._bootstrap, self._snapshot)
-        self._engine = await child.start(
-            command,
-            {**os.environ, **dict.fromkeys((environment.JOIN_TOKEN, environment.OPERATOR_SECRET), "")},
-            stdout=asyncio.subprocess.DEVNULL,  # which belongs to the program
-        )
-        return self._engine
-
-    async def _keep_engine(self) -> None:
-        """Start the engine, and again if it ends."""
-        wait = RESTART_BACKOFF_S
-        while True:
-            started_at = asyncio.get_running_loop().time()
-            engine = await self._start_engine()
-            await engine.wait()
-            if asyncio.get_running_loop().time() - started_at > STEADY_S:
-                wait = RESTART_BACKOFF_S
-            say(f"the sidecar ended with exit code {child.exit_code(engine)}; starting it again in {wait:g} s")
-            await asyncio.sleep(wait)
-            wait = min(wait * 2, LONGEST_RESTART_BACKOFF_S)
 
     async def _until_ready(self, keeper: asyncio.Task[None]) -> int | None:
         """Wait for the first configuration; an exit code if it does not come."""
@@ -346,6 +325,7 @@ class Agent:
             say("the control plane does not answer, so callers are not told that this instance drains; going on")
         elif not are_told:
             say("not every caller acknowledged in time that this instance drains; going on")
+        self._keeper.close_inbound()
         path = "/drain_listeners?graceful&inboundonly"
         await admin.ask(self._node.admin, path, "POST", DRAIN_TIMEOUT_S + 1)
         if self._spec.engine == "envoy":

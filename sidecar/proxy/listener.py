@@ -7,6 +7,7 @@ from dataclasses import replace
 from time import monotonic
 from typing import Final, cast
 
+from sidecar.inherited import Sockets
 from sidecar.proxy import chain as chains
 from sidecar.proxy.accepted import Accepted
 from sidecar.proxy.care import Stalled
@@ -36,6 +37,7 @@ class Listener:
         limits: Limits,
         internal: Callable[[str], "Listener | None"],
         cluster: Callable[[str], Cluster | None],
+        inherited: Sockets,
     ) -> None:
         self.config = config
         self.limits = limits
@@ -51,14 +53,19 @@ class Listener:
         self.is_draining = False
         self._internal = internal
         self._cluster = cluster
+        self._inherited = inherited
         self._server: asyncio.Server | None = None
 
-    async def open(self) -> None:
-        """Listen. Raises ListenError."""
+    async def open(self, *, accepts: bool = True) -> None:
+        """Listen; on an inherited socket, whose queue another process may take from, only if we are to accept. Raises ListenError."""
         config = self.config
         if config.is_internal:
             return
         try:
+            if self._inherited.has(config.host, config.port):
+                if accepts:
+                    await self.accept()
+                return
             self._server = await self.worker.loop.create_server(
                 lambda: Accepted(self), config.host, config.port, backlog=BACKLOG, reuse_address=True
             )
@@ -67,6 +74,13 @@ class Listener:
             raise ListenError(
                 f'listener "{config.name}" cannot listen on {config.host}:{config.port}: {reason}'
             ) from None
+
+    async def accept(self) -> None:
+        """Take connections from an inherited socket, if there is one."""
+        config = self.config
+        sock = self._inherited.copy(config.host, config.port) if self._server is None else None
+        if sock is not None:
+            self._server = await self.worker.loop.create_server(lambda: Accepted(self), sock=sock, backlog=BACKLOG)
 
     @property
     def port(self) -> int:
@@ -109,6 +123,10 @@ class Listener:
         if self._server is not None:
             self._server.close()
             self._server = None
+
+    def let_go(self) -> None:
+        """Give up a socket that was inherited: this process will not listen there again."""
+        self._inherited.let_go(self.config.host, self.config.port)
 
     def drain(self) -> None:
         """Take no new connections, send the clients elsewhere, let running calls finish."""

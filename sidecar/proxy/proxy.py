@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from time import monotonic
 from typing import Final
 
+from sidecar.inherited import Sockets
 from sidecar.proxy import state
 from sidecar.proxy.chain import Chain
 from sidecar.proxy.cluster import Cluster
@@ -38,9 +39,12 @@ _Key = tuple[str, int]
 class Proxy:
     """All listeners and clusters of a process."""
 
-    def __init__(self, worker: Worker, limits: Limits | None = None) -> None:
+    def __init__(self, worker: Worker, limits: Limits | None = None, inherited: Sockets | None = None) -> None:
         self.worker = worker
         self.limits = limits or Limits()
+        self._inherited = inherited or Sockets()
+        self._accepts = not self._inherited
+        """False while connections that wait in inherited sockets are better left to a process that knows its configuration."""
         worker.stats.running = self._running
         worker.stats.live_peers = self._live_peers
         worker.stats.clusters = lambda: state.of_clusters(list(self.clusters.values()))
@@ -58,9 +62,14 @@ class Proxy:
                 old = self.listeners.get(config.name)
                 if old is None or not _same_address(old.config, config):
                     opened[config.name] = Listener(
-                        config, self.worker, self.limits, self._internal_listener, lambda name: self.clusters.get(name)
+                        config,
+                        self.worker,
+                        self.limits,
+                        self._internal_listener,
+                        lambda name: self.clusters.get(name),
+                        self._inherited,
                     )
-                    await opened[config.name].open()
+                    await opened[config.name].open(accepts=self._accepts)
         except BaseException:
             for listener in opened.values():
                 listener.stop_accepting()
@@ -183,6 +192,16 @@ class Proxy:
         is_inbound_clean = await self.drain_inbound(timeout_s)
         return await _drain(list(self.listeners.values()), end) and is_inbound_clean
 
+    async def accept(self) -> None:
+        """The configuration is whole: take connections from inherited sockets."""
+        self._accepts = True
+        for listener in list(self.listeners.values()):
+            await listener.accept()
+
+    async def hand_over(self, timeout_s: float) -> bool:
+        """Finish what runs while another process takes all that is new: inbound and outbound at once; as `drain` otherwise."""
+        return await _drain(list(self.listeners.values()), monotonic() + timeout_s)
+
     def close(self) -> None:
         """Stop at once."""
         for listener in self.listeners.values():
@@ -210,6 +229,7 @@ async def _drain(listeners: Sequence[Listener], end: float) -> bool:
     await asyncio.sleep(0)  # connections that the kernel has taken are accepted first
     for listener in listeners:
         listener.drain()
+        listener.let_go()
     settled = monotonic() + GRACE_S
     while monotonic() < end:
         is_early = monotonic() < settled and any(listener.accepted for listener in listeners)

@@ -6,9 +6,11 @@ The thread only reads; the data path never waits for it. Paths are Envoy's where
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socket import socket
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -55,8 +57,8 @@ class Admin:
         self._snapshot = snapshot
         self._registry.register(metrics)
 
-    def start(self, host: str, port: int) -> None:
-        """Listen. Raises AdminError."""
+    def start(self, host: str, port: int, inherited: socket | None = None) -> None:
+        """Listen, on a socket that listens there already if there is one. Raises AdminError."""
         admin = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -70,20 +72,24 @@ class Admin:
                 self._reply(*admin.command(self.path))
 
             def _reply(self, status: int, content_type: str, body: bytes) -> None:
-                self.send_response(status)
-                self.send_header("content-type", content_type)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                with suppress(ConnectionError):  # who asked has gone
+                    self.send_response(status)
+                    self.send_header("content-type", content_type)
+                    self.send_header("content-length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
 
             def log_message(self, format: str, *args: object) -> None:
                 """Scrapes are not worth a line each."""
 
         try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
+            self._server = ThreadingHTTPServer((host, port), Handler, bind_and_activate=inherited is None)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise AdminError(f"the admin endpoint cannot listen on {host}:{port}: {reason}") from None
+        if inherited is not None:
+            self._server.socket.close()
+            self._server.socket = inherited
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, name="admin", daemon=True).start()
 
@@ -117,9 +123,10 @@ class Admin:
 
     def stop(self) -> None:
         """Serve no more."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+        server, self._server = self._server, None
+        if server is not None:
+            server.shutdown()
+            server.server_close()
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
@@ -31,9 +32,12 @@ def fails(folder: Path, bootstrap: Any) -> str:
     return result.stderr
 
 
-def _get(url: str) -> bytes:
-    with urlopen(url, timeout=5) as answer:
-        return bytes(answer.read())
+def _is_live(port: int) -> bool:
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/ready", timeout=5) as answer:
+            return bool(answer.read() == b"LIVE\n")
+    except HTTPError:
+        return False
 
 
 @pytest.mark.parametrize("where", ["listener", "admin"])
@@ -72,7 +76,7 @@ async def test_a_signal_lets_calls_finish_and_then_ends_it(tmp_path: Path, numbe
         )
         engine = engines.start("remora", bootstrap, [port, admin], tmp_path)
         try:
-            assert await asyncio.to_thread(_get, f"http://127.0.0.1:{admin}/ready") == b"LIVE\n"
+            await eventually_async(lambda: asyncio.to_thread(_is_live, admin))
             client = await dial(port)
             seen = start(client)
             await arrived(a, 1)
