@@ -372,15 +372,16 @@ class Engine:
                 drive.bell.clear()
                 _take_in(drive)
                 step = machine.step(self._clock())
-                now = machine.transaction  # an answer that comes during the write belongs to the next round
-                if step.write:
-                    await self._make_durable(now, drive.token)
-                _answer(drive, now)
-                if now.is_dead_letter and not was_dead_letter:
-                    metrics.DEAD_LETTERS_MADE.labels(now.mode).inc()
-                was_dead_letter = now.is_dead_letter
-                if now.state in ENDS:
-                    return self._ended(now)
+                if step.write or drive.unanswered:
+                    now = machine.transaction  # an answer that comes during the write belongs to the next round
+                    if step.write:
+                        await self._make_durable(now, drive.token)
+                    _answer(drive, now)
+                    if now.is_dead_letter and not was_dead_letter:
+                        metrics.DEAD_LETTERS_MADE.labels(now.mode).inc()
+                    was_dead_letter = now.is_dead_letter
+                    if now.state in ENDS:
+                        return self._ended(now)
                 for asked in step.calls:
                     self._start(self._call(drive, asked))
                 await self._sleep(drive, step.wake_at)

@@ -6,10 +6,11 @@ another's.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
@@ -25,6 +26,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    bindparam,
     create_engine,
     delete,
     event,
@@ -71,6 +73,12 @@ _SESSION: Final = Table(
 )
 
 
+# Statements are built once: building one costs more than running it does.
+_UPDATE: Final = update(_LOG).where(_LOG.c.gid == bindparam("of_gid"), _LOG.c.token == bindparam("of_token"))
+_BEAT: Final = update(_SESSION).where(_SESSION.c.session == bindparam("of_session")).values(beat=_SESSION.c.beat + 1)
+_READ: Final = select(_LOG).where(_LOG.c.gid == bindparam("of_gid"))
+
+
 def open_log_engine(url: str, *, is_synchronous: bool = True) -> Engine:
     """An engine for the log. `is_synchronous=False`: a commit on SQLite may be lost with the machine, not with the process."""
     if not url.startswith("sqlite"):
@@ -97,7 +105,7 @@ class SqlLog:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._insert = _INSERTS[engine.dialect.name]
+        self._create = _INSERTS[engine.dialect.name](_LOG).on_conflict_do_nothing().returning(_LOG.c.gid)
         self._writer = ThreadPoolExecutor(1, "log-write")
         self._reader = ThreadPoolExecutor(1, "log-read")
         self._queue: list[_Write] = []
@@ -113,18 +121,18 @@ class SqlLog:
     # Writes.
 
     async def create(self, record: Record) -> bool:
-        statement = self._insert(_LOG).values(**_row(record)).on_conflict_do_nothing().returning(_LOG.c.gid)
+        row = _row(record)
 
         def apply(connection: Connection) -> bool:
-            return connection.execute(statement).first() is not None
+            return connection.execute(self._create, row).first() is not None
 
         return await self._write(f"create {record.state}", apply)
 
     async def write(self, record: Record, token: int) -> None:
-        statement = update(_LOG).where(_LOG.c.gid == record.gid, _LOG.c.token == token).values(**_row(record))
+        row = {**_row(record), "of_gid": record.gid, "of_token": token}
 
         def apply(connection: Connection) -> bool:
-            return connection.execute(statement).rowcount == 1
+            return connection.execute(_UPDATE, row).rowcount == 1
 
         if not await self._write(f"update {record.state}", apply):
             raise Fenced(f"{record.gid} has changed hands: its token is no longer {token}")
@@ -147,10 +155,8 @@ class SqlLog:
         await self._write("session open", apply)
 
     async def beat(self, session: str) -> None:
-        statement = update(_SESSION).where(_SESSION.c.session == session).values(beat=_SESSION.c.beat + 1)
-
         def apply(connection: Connection) -> bool:
-            return connection.execute(statement).rowcount == 1
+            return connection.execute(_BEAT, {"of_session": session}).rowcount == 1
 
         if not await self._write("session beat", apply):
             raise SessionLost(f"{session} was ended by another replica")
@@ -200,7 +206,7 @@ class SqlLog:
     # Reads.
 
     async def read(self, gid: str) -> Record | None:
-        rows = await self._read(select(_LOG).where(_LOG.c.gid == gid))
+        rows = await self._read(_READ, {"of_gid": gid})
         return _record(rows[0]) if rows else None
 
     async def orphans(self, limit: int) -> Sequence[Record]:
@@ -223,10 +229,10 @@ class SqlLog:
     async def sessions(self) -> dict[str, int]:
         return {row.session: row.beat for row in await self._read(select(_SESSION))}
 
-    async def _read(self, query: Any) -> Sequence[Any]:
+    async def _read(self, query: Any, values: Mapping[str, Any] = MappingProxyType({})) -> Sequence[Any]:
         def look() -> Sequence[Any]:
             with self._engine.connect() as connection:
-                return connection.execute(query).all()
+                return connection.execute(query, dict(values)).all()
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._reader, look)
