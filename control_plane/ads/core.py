@@ -18,6 +18,8 @@ from control_plane.translate.content import NO_NAMES, Content
 from control_plane.translate.node import Node
 from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, LISTENER, ORDER, ROUTES, Snapshot
 
+MAX_RESPONSE_BYTES: Final = 3 * 1024 * 1024
+"""Of resources in a response that is sent in part: gRPC's clients take messages up to 4 MiB. What is left comes with the next."""
 _GOES_AFTER: Final = {ENDPOINTS: (CLUSTER,), CLUSTER: (LISTENER, ROUTES), ROUTES: (LISTENER,), LISTENER: ()}
 """Types whose resources may refer to those of a type: they let go first."""
 
@@ -158,7 +160,7 @@ class NodeStream:
                 must_answer = True
             elif self._may_go(subscription.type_url):
                 gone = (subscription.again | differ) - puts
-        return Part(puts, gone=gone) if puts or gone or must_answer else None
+        return Part(_first(wanted, puts), gone=gone) if puts or gone or must_answer else None
 
     def _respond(self, subscription: Subscription, part: Part, now: float) -> Response:
         assert self.snapshot is not None
@@ -279,3 +281,17 @@ class NodeStream:
         has_refused = any(item.version_nacked for item in self.subscriptions.values())
         if not has_refused and all(map(self._is_settled, self.subscriptions)) and self._has_endpoints():
             self.programmed = max(self.programmed, int(self.snapshot.version))
+
+
+def _first(wanted: Content, names: set[str]) -> set[str]:
+    """Of these resources, as many as one response holds; at least one."""
+    if len(names) <= 1 or sum(len(wanted[name]) for name in names) <= MAX_RESPONSE_BYTES:
+        return names
+    left = MAX_RESPONSE_BYTES
+    first: set[str] = set()
+    for name in sorted(names):
+        left -= len(wanted[name])
+        if left < 0 and first:
+            break
+        first.add(name)
+    return first

@@ -6,9 +6,9 @@ from typing import Final
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2
 
-from control_plane.ads import delta, sotw
+from control_plane.ads import core, delta, sotw
 from control_plane.ads import request as requests
-from control_plane.ads.core import NodeStream
+from control_plane.ads.core import NodeStream, Variant
 from control_plane.ads.request import MAX_NAMES, MAX_REASON, BadRequest, Request
 from control_plane.translate.snapshot import CLUSTER, ENDPOINTS
 from tests.control_plane import scenario
@@ -57,3 +57,27 @@ def test_a_version_from_the_future_means_nothing() -> None:
     stream.on_request(said(discovery_pb2.DiscoveryRequest(type_url=CLUSTER, version_info="999")), 0.0)
     assert stream.next_response(0.0) is not None
     assert stream.programmed == 0
+
+
+@pytest.mark.parametrize("variant", [sotw, delta])
+def test_what_is_too_much_for_one_response_comes_in_several(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "MAX_RESPONSE_BYTES", 6)
+    assert (
+        Player(variant).play("""
+have 1: endpoints a=1 b=1 c=1 d=too-long-in-any-case e=1
+node asks endpoints a b c d e
+node acks endpoints
+node acks endpoints
+node acks endpoints
+""")
+        == """\
+have 1: endpoints a=1 b=1 c=1 d=too-long-in-any-case e=1
+node asks endpoints a b c d e
+    send endpoints of 1, nonce 1: a=1 b=1
+node acks endpoints
+    send endpoints of 1, nonce 2: c=1
+node acks endpoints
+    send endpoints of 1, nonce 3: d=too-long-in-any-case
+node acks endpoints
+    send endpoints of 1, nonce 4: e=1"""
+    )
