@@ -53,6 +53,17 @@ def lease_seconds(text: str, option: str) -> float:
     return found
 
 
+def locality(text: str, option: str) -> tuple[str, str, str]:
+    """(region, zone, sub-zone) of REGION[/ZONE[/SUBZONE]], empty where nothing is said. Raises UsageError."""
+    if not text:
+        return "", "", ""
+    parts = text.split("/")
+    if not all(parts) or len(parts) > 3 or max(map(len, parts)) > 63:
+        raise UsageError(f'{option}: "{text}" is no locality, such as eu, eu/west or eu/west/rack-1')
+    region, zone, sub_zone = [*parts, "", ""][:3]
+    return region, zone, sub_zone
+
+
 def service_name(text: str) -> tuple[str, str]:
     """(name, namespace) of NAME or NAME.NAMESPACE. Raises UsageError."""
     name, dot, namespace = text.partition(".")

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from google.protobuf.message import Message
 
-from control_plane.resources import regex, rules
+from control_plane.resources import regex, resilience, rules
 from control_plane.resources.errors import Fault, quoted
 from proto.mesh.v1 import api_pb2, policy_pb2, route_pb2, service_pb2
 
@@ -51,13 +51,22 @@ def check(resource: api_pb2.Resource) -> list[Fault]:
             found += _external(resource.service)
     if resource.HasField("grpc_route"):
         found += _route(resource.grpc_route)
-    for policy in ("load_balancing_policy", "rate_limit_policy", "authentication_policy"):
+    for policy in (
+        "load_balancing_policy",
+        "rate_limit_policy",
+        "authentication_policy",
+        "circuit_breaker_policy",
+        "retry_policy",
+        "timeout_policy",
+        "fault_policy",
+    ):
         if resource.HasField(policy):
             found += _targets(getattr(resource, policy).target_refs)
     if resource.HasField("rate_limit_policy"):
         found += _rate_limit(resource.rate_limit_policy)
     if resource.HasField("load_balancing_policy"):
         found += _balancing(resource.load_balancing_policy)
+    found += resilience.faults(resource)
     return found
 
 
@@ -79,6 +88,9 @@ def _balancing(spec: policy_pb2.LoadBalancingPolicySpec) -> Iterator[Fault]:
     if chosen in _BALANCING_FIELDS["hash_on"] and not spec.hash_on:
         text = f"is empty, so {chosen} has no key to go by; name a header, a cookie, a query parameter or a source"
         yield Fault("spec.hashOn", text, "RMR0019")
+    if spec.prefer_zone and (spec.locality_weights or chosen in _BALANCING_FIELDS["hash_on"]):
+        other = "localityWeights" if spec.locality_weights else chosen
+        yield Fault("spec.preferZone", f"does not go with {other}; leave one out", "RMR0019")
     if spec.choices == 1:
         yield Fault("spec.choices", "1 leaves no choice; take 2 or more, or algorithm: Random", "RMR0019")
     for number, key in enumerate(spec.hash_on):

@@ -23,6 +23,9 @@ _ALGORITHMS: Final = {
     _SPEC.Maglev: cluster_pb2.Cluster.MAGLEV,
 }
 
+MIN_ZONED: Final = 2
+"""Endpoints from which on zones are looked at."""
+
 
 def _uint(number: int) -> wrappers_pb2.UInt32Value:
     return wrappers_pb2.UInt32Value(value=number)
@@ -36,6 +39,8 @@ def balance(cluster: Any, data: bytes) -> None:
     common.healthy_panic_threshold.value = spec.panic_threshold
     if spec.locality_weights:
         common.locality_weighted_lb_config.SetInParent()
+    else:
+        _zones(common.zone_aware_lb_config, spec)
     if spec.algorithm == _SPEC.PeakEwma:
         cluster.load_balancing_policy.CopyFrom(_peak_ewma(spec))
         return
@@ -51,6 +56,13 @@ def balance(cluster: Any, data: bytes) -> None:
         owner.slow_start_config.slow_start_window.CopyFrom(spec.slow_start)
 
 
+def _zones(config: Any, spec: policy_pb2.LoadBalancingPolicySpec) -> None:
+    """Envoy looks at zones unless it is told not to, as soon as it knows its own."""
+    config.routing_enabled.value = 100 if spec.prefer_zone else 0
+    if spec.prefer_zone:
+        config.min_cluster_size.value = MIN_ZONED
+
+
 def _peak_ewma(spec: policy_pb2.LoadBalancingPolicySpec) -> Any:
     """Ours first, for sidecars that know it; what comes nearest in Envoy is the fewest calls of two.
 
@@ -63,6 +75,8 @@ def _peak_ewma(spec: policy_pb2.LoadBalancingPolicySpec) -> Any:
     theirs = least_request_pb2.LeastRequest()
     if spec.locality_weights:
         theirs.locality_lb_config.locality_weighted_lb_config.SetInParent()
+    else:
+        _zones(theirs.locality_lb_config.zone_aware_lb_config, spec)
     policies = cluster_pb2.LoadBalancingPolicy()
     typed = typed_struct_pb2.TypedStruct(type_url=f"type.googleapis.com/{ours.DESCRIPTOR.full_name}")
     typed.value.update(json_format.MessageToDict(ours))

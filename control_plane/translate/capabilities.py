@@ -84,6 +84,7 @@ MATRIX: Final[Mapping[tuple[str, str, str], Row]] = {
     ),
     ("LoadBalancingPolicy", "decay", ""): Row("decay of latencies", _NOT_ENVOY),
     ("LoadBalancingPolicy", "penalty", ""): Row("penalty for overload", _NOT_ENVOY),
+    ("LoadBalancingPolicy", "prefer_zone", ""): Row("zones", {}, "it uses all zones alike"),
     ("LoadBalancingPolicy", "failover", ""): Row("failover", _ANYWHERE, source="gRFC A27"),
     ("LoadBalancingPolicy", "locality_weights", ""): Row("weights of localities", _ANYWHERE, source="gRFC A27"),
     ("RateLimitPolicy", "algorithm", "LeakyBucket"): Row("leaky bucket", _NOT_ENVOY, _BUCKET),
@@ -93,6 +94,20 @@ MATRIX: Final[Mapping[tuple[str, str, str], Row]] = {
         "local limit of calls at once", _NOT_ENVOY, "it lets all calls through"
     ),
     ("RateLimitPolicy", "max_wait", ""): Row("way to hold a call", _NOT_ENVOY, "it refuses it"),
+    ("CircuitBreakerPolicy", "limits", ""): Row("limits but that of calls at once"),
+    ("CircuitBreakerPolicy", "ejection", ""): Row(
+        "ejection by errors in a row", otherwise="it goes by shares of failures", source="gRFC A50"
+    ),
+    ("CircuitBreakerPolicy", "breaker", ""): Row("breaker that opens and closes", _NOT_ENVOY),
+    ("RetryPolicy", "retries", ""): Row("number of retries", _ANYWHERE, source="gRFC A44"),
+    ("RetryPolicy", "on", ""): Row("retries", _ANYWHERE, source="gRFC A44"),
+    ("RetryPolicy", "idempotent", ""): Row("retries", _ANYWHERE, source="gRFC A44"),
+    ("RetryPolicy", "backoff", ""): Row("back-off", _ANYWHERE, source="gRFC A44"),
+    ("RetryPolicy", "max_backoff", ""): Row("back-off", _ANYWHERE, source="gRFC A44"),
+    ("RetryPolicy", "per_try_timeout", ""): Row("time-out of one try"),
+    ("RetryPolicy", "idempotency_key", ""): Row("way to retry only calls with a header", otherwise="it retries all"),
+    ("TimeoutPolicy", "request", ""): Row("time-out of a request", _ANYWHERE, source="gRFC A31"),
+    ("TimeoutPolicy", "idle", ""): Row("time-out of silent calls"),
     ("GRPCRoute", "rules", ""): Row("routes", _ANYWHERE, source="gRFC A28"),
     ("GRPCRoute", "parent_refs", ""): Row("routes", _ANYWHERE, source="gRFC A28"),
 }
@@ -100,6 +115,7 @@ MATRIX: Final[Mapping[tuple[str, str, str], Row]] = {
 
 NOT_PROXYLESS: Final = {
     "RateLimitPolicy": "rate limit",
+    "FaultPolicy": "fault injection by the mesh",
     "AuthenticationPolicy": "authentication by the mesh",
     "AuthorizationPolicy": "authorization by the mesh",
 }

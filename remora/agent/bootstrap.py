@@ -33,12 +33,16 @@ class NodeSpec:
     outbound: tuple[str, int]
     """Where the program's gRPC library sends CONNECT; port 0 for none."""
     admin: tuple[str, int]
+    locality: tuple[str, str, str] = ("", "", "")
+    """Region, zone, sub-zone; empty where nothing is known."""
     identity_socket: str = ""
     """Unix socket where its certificate is served (SDS); empty if it has none."""
 
 
 IDENTITY: Final = "identity"
 """Name of the cluster that is that socket."""
+LOCAL: Final = "local"
+"""Name of the cluster of the instance and those like it."""
 
 
 def node(spec: NodeSpec) -> dict[str, Any]:
@@ -46,6 +50,7 @@ def node(spec: NodeSpec) -> dict[str, Any]:
     return {
         "id": spec.node_id,
         "cluster": f"{spec.service}.{spec.namespace}",
+        **({"locality": _locality(spec)} if any(spec.locality) else {}),
         "metadata": {
             "service": spec.service,
             "namespace": spec.namespace,
@@ -60,6 +65,28 @@ def node(spec: NodeSpec) -> dict[str, Any]:
             **({"identity_source": IDENTITY} if spec.identity_socket else {}),
         },
     }
+
+
+def _locality(spec: NodeSpec) -> dict[str, str]:
+    parts = zip(("region", "zone", "sub_zone"), spec.locality, strict=True)
+    return {name: part for name, part in parts if part}
+
+
+def _local(spec: NodeSpec) -> list[dict[str, Any]]:
+    """The cluster of the instance and those like it: a caller that knows its zone must know where the others are, to be fair."""
+    if not any(spec.locality):
+        return []
+    return [
+        {
+            "name": LOCAL,
+            "type": "EDS",
+            "connect_timeout": "1s",
+            "eds_cluster_config": {
+                "service_name": f"outbound|{spec.service}.{spec.namespace}",
+                "eds_config": {"ads": {}, "resource_api_version": "V3"},
+            },
+        }
+    ]
 
 
 def _discovery(addresses: Iterable[tuple[str, int]]) -> str:
@@ -100,6 +127,7 @@ def envoy(spec: NodeSpec) -> dict[str, Any]:
     return {
         "node": node(spec),
         "admin": {"address": _address(spec.admin)},
+        **({"cluster_manager": {"local_cluster_name": LOCAL}} if any(spec.locality) else {}),
         "bootstrap_extensions": [
             {
                 "name": "envoy.bootstrap.internal_listener",
@@ -134,6 +162,7 @@ def envoy(spec: NodeSpec) -> dict[str, Any]:
                     },
                 },
                 *_identity(spec),
+                *_local(spec),
             ]
         },
     }

@@ -64,6 +64,8 @@ class RunSpec:
     """The program's port; 0 picks a free one."""
     instance_id: str = ""
     weight: int = 1
+    locality: tuple[str, str, str] = ("", "", "")
+    """Region, zone, sub-zone."""
     ttl_s: float = 10.0
     mtls: bool = True
     """Have an identity, if the mesh has any."""
@@ -130,6 +132,7 @@ class Agent:
             namespace=spec.namespace,
             version=spec.version,
             control_planes=spec.servers,
+            locality=spec.locality,
             inbound=(LOOPBACK, inbound),
             app=(LOOPBACK, self._app_port),
             outbound=(LOOPBACK, outbound),
@@ -246,6 +249,7 @@ class Agent:
             port=self._node.inbound[1],
             version=spec.version,
             weight=spec.weight,
+            locality=service_pb2.Locality(region=spec.locality[0], zone=spec.locality[1], sub_zone=spec.locality[2]),
             node_id=self._node.node_id,
             mutual_tls=self._identity is not None and self._identity.held is not None,
         )

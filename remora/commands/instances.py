@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from remora import exits
-from remora.addresses import host_port, lease_seconds, seconds, servers, service_name
+from remora.addresses import host_port, lease_seconds, locality, seconds, servers, service_name
 from remora.commands.app import app
-from remora.commands.options import DEFAULT_SERVER, OutputOption, Server, Service, Weight
+from remora.commands.options import DEFAULT_SERVER, Locality, OutputOption, Server, Service, Weight
 from remora.output import Output, line, note, show, table
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def register(
     version: Annotated[str, typer.Option(help="Its version.")] = "",
     ttl: Annotated[str, typer.Option(help="How long it stays after this command ended badly.")] = "10s",
     weight: Weight = 1,
+    at: Locality = "",
     node: Annotated[str, typer.Option(metavar="ID", help="Its xDS node id, if its gRPC library has one.")] = "",
     server: Server = DEFAULT_SERVER,
 ) -> None:
@@ -76,6 +77,7 @@ def register(
 
     name, namespace = service_name(service)
     host, port = host_port(address, "HOST:PORT")
+    region, zone, sub_zone = locality(at, "--locality")
     instance = service_pb2.Instance(
         id=_id(address),
         service=name,
@@ -84,6 +86,7 @@ def register(
         port=port,
         version=version,
         weight=weight,
+        locality=service_pb2.Locality(region=region, zone=zone, sub_zone=sub_zone),
         node_id=node,
     )
     code = uvloop.run(

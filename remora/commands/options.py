@@ -21,4 +21,13 @@ OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to pri
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Namespace.")]
 File = Annotated[list[str], typer.Option("--filename", "--file", "-f", help="YAML file, or - for standard input.")]
 Weight = Annotated[int, typer.Option(min=1, max=1_000_000, help="Share of calls beside the other instances.")]
+Locality = Annotated[
+    str,
+    typer.Option(
+        "--locality",
+        envvar="REMORA_LOCALITY",
+        metavar="REGION[/ZONE[/SUBZONE]]",
+        help="Where it runs, for failover and zones.",
+    ),
+]
 Service = Annotated[str, typer.Argument(metavar="NAME[.NAMESPACE]", help="The service.")]

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from remora.addresses import UsageError, host_port, lease_seconds, seconds, servers, service_name
+from remora.addresses import UsageError, host_port, lease_seconds, locality, seconds, servers, service_name
 from remora.commands.app import app
-from remora.commands.options import DEFAULT_SERVER, Server, Weight
+from remora.commands.options import DEFAULT_SERVER, Locality, Server, Weight
 from remora.output import line
 
 Engine = Annotated[str, typer.Option(help="The data plane: remora or envoy.")]
@@ -25,7 +25,7 @@ def up(
     http: Annotated[str, typer.Option(help="HOST:PORT for /metrics and /healthz.")] = "127.0.0.1:15014",
     mtls: Annotated[
         bool, typer.Option("--mtls/--no-mtls", help="Give services identities, by which sidecars know each other.")
-    ] = False,
+    ] = True,
     trust_domain: Annotated[
         str, typer.Option(help="Of the identities, spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE.")
     ] = "remora.local",
@@ -87,6 +87,7 @@ def run(
     ] = 0,
     instance: Annotated[str, typer.Option(help="Name of this instance; default: made up.")] = "",
     weight: Weight = 1,
+    at: Locality = "",
     ttl: Annotated[str, typer.Option(help="How long it stays registered after it vanished.")] = "10s",
     mtls: Annotated[
         bool,
@@ -115,6 +116,7 @@ def run(
         port=port,
         instance_id=instance,
         weight=weight,
+        locality=locality(at, "--locality"),
         ttl_s=lease_seconds(ttl, "--ttl"),
         mtls=mtls,
         join_token=token,
@@ -130,6 +132,7 @@ def bootstrap(
         str, typer.Option("--node", metavar="ID", help="Node id; default: made from service and host.")
     ] = "",
     version: Version = "",
+    at: Locality = "",
     inbound: Annotated[str, typer.Option(help="Where callers reach the instance.")] = "127.0.0.1:15006",
     app_address: Annotated[str, typer.Option("--app", help="Where the program listens.")] = "127.0.0.1:50051",
     outbound: Annotated[str, typer.Option(help="Where the program's gRPC library sends CONNECT.")] = "127.0.0.1:15001",
@@ -151,6 +154,7 @@ def bootstrap(
         namespace=namespace,
         version=version,
         control_planes=servers(server, "--server"),
+        locality=locality(at, "--locality"),
         inbound=host_port(inbound, "--inbound"),
         app=host_port(app_address, "--app"),
         outbound=host_port(outbound, "--outbound"),

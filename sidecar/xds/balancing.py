@@ -37,7 +37,9 @@ def balancing(message: Any, path: str) -> Balancing:
     if message.HasField("load_balancing_policy"):
         if message.HasField("lb_subset_config"):
             raise ConfigError(f"{path}.lb_subset_config", "does not count beside load_balancing_policy (RMR0116)")
-        return _first(base, message.load_balancing_policy, f"{path}.load_balancing_policy")
+        found = _first(base, message.load_balancing_policy, f"{path}.load_balancing_policy")
+        # Envoy's extensions have settings of localities of their own; ours takes the cluster's.
+        return _localities(found, common, f"{path}.common_lb_config") if found.policy is Balance.PEAK_EWMA else found
     if message.lb_policy not in _POLICIES:
         name = cluster_pb2.Cluster.LbPolicy.Name(message.lb_policy)
         known = ", ".join(cluster_pb2.Cluster.LbPolicy.Name(policy) for policy in _POLICIES)

@@ -333,12 +333,16 @@ class AdsClient:
     def _wanted(self, url: str) -> tuple[str, ...]:
         """The names that the clusters or the listeners in force refer to."""
         found: dict[str, None] = {}
-        for _, item in self._types[url].resources.values():
+        for item in (*self._at_start(url), *(item for _, item in self._types[url].resources.values())):
             names = (item.eds_name,) if url == CLUSTER else item.rds_names
             for name in names:
                 if name is not None:
                     found[name] = None
         return tuple(sorted(found))
+
+    def _at_start(self, url: str) -> tuple[Any, ...]:
+        """What stands in the bootstrap: it may refer to what the control plane brings."""
+        return self._static.clusters if url == CLUSTER else self._static.listeners
 
     def _trim(self) -> None:
         """Forget endpoints and routes that nothing refers to any more."""
@@ -358,9 +362,15 @@ class AdsClient:
     def _is_complete(self) -> bool:
         """True once there is all that the listeners and clusters need."""
         return all(
-            self._types[parent].version and set(self._types[child].names) <= set(self._types[child].resources)
+            self._types[parent].version and self._needed(parent) <= set(self._types[child].resources)
             for parent, child in ((CLUSTER, ENDPOINTS), (LISTENER, ROUTES))
         )
+
+    def _needed(self, url: str) -> set[str]:
+        """The names without which calls cannot be made; where this process and those like it run may come later."""
+        here = {item.eds_name for item in self._static.clusters if item.name == self._static.local_cluster}
+        brought = {item.eds_name for _, item in self._types[CLUSTER].resources.values()}
+        return set(self._wanted(url)) - (here - brought if url == CLUSTER else set())
 
     def _configuration(self) -> Configuration:
         def items(url: str) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from google.protobuf import duration_pb2
 from hypothesis import strategies as st
 
 from control_plane.resources.check import check
-from proto.mesh.v1 import api_pb2, meta_pb2, policy_pb2, route_pb2, service_pb2
+from proto.mesh.v1 import api_pb2, meta_pb2, policy_pb2, resilience_pb2, route_pb2, service_pb2
 
 NAMES: Final = st.sampled_from(["orders", "warehouse", "accounts", "a", "0-9", "x" * 63]) | st.from_regex(
     r"[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?", fullmatch=True
@@ -119,6 +119,8 @@ def _balancing(draw: st.DrawFn) -> policy_pb2.LoadBalancingPolicySpec:
         failover=draw(places),
         locality_weights=dict.fromkeys(draw(places), draw(st.integers(1, 1_000_000))),
     )
+    if algorithm not in (spec.RingHash, spec.Maglev) and not made.locality_weights:
+        made.prefer_zone = draw(st.booleans())
     if algorithm == spec.LeastRequest:
         made.choices = draw(st.sampled_from([0, 2, 100]))
     if algorithm in (spec.RoundRobin, spec.LeastRequest) and draw(st.booleans()):
@@ -176,12 +178,85 @@ def _authentication(draw: st.DrawFn) -> policy_pb2.AuthenticationPolicySpec:
     )
 
 
+def _seconds(least: float = 0.01, most: float = 60.0) -> st.SearchStrategy[Any]:
+    return st.floats(least, most).map(lambda value: duration_pb2.Duration(seconds=int(value) or 1))
+
+
+@st.composite
+def _breaking(draw: st.DrawFn) -> resilience_pb2.CircuitBreakerPolicySpec:
+    spec = resilience_pb2.CircuitBreakerPolicySpec
+    counts = st.integers(0, 1000)
+    parts: dict[str, Any] = {
+        "limits": spec.Limits(
+            max_connections=draw(counts), max_requests=draw(counts), retry_budget_percent=draw(st.integers(0, 100))
+        ),
+        "ejection": spec.Ejection(
+            consecutive_errors=draw(counts),
+            interval=draw(st.none() | _seconds()),
+            failure_percent=draw(st.integers(1, 100)),
+            minimum_calls=draw(counts),
+            max_percent=draw(st.integers(0, 100)),
+        ),
+        "breaker": spec.Breaker(minimum_calls=draw(counts), window=draw(st.none() | _seconds()), probes=draw(counts)),
+    }
+    chosen = draw(st.sets(st.sampled_from(sorted(parts)), min_size=1))
+    return spec(
+        target_refs=draw(st.one_of(st.just([]), _target_refs())),
+        mode=draw(st.sampled_from(policy_pb2.Mode.values())),
+        **{name: parts[name] for name in chosen},
+    )
+
+
+@st.composite
+def _retries(draw: st.DrawFn) -> resilience_pb2.RetryPolicySpec:
+    spec = resilience_pb2.RetryPolicySpec
+    made = spec(
+        target_refs=draw(st.one_of(st.just([]), _target_refs())),
+        mode=draw(st.sampled_from([policy_pb2.Enforce, policy_pb2.Off])),
+        on=draw(st.lists(st.sampled_from(spec.Condition.values()), max_size=5, unique=True)),
+        idempotent=True,
+        idempotency_key=draw(st.sampled_from(["", "x-key"])),
+    )
+    if draw(st.booleans()):
+        made.retries = draw(st.integers(0, 10))
+    if spec.Reset in made.on:
+        made.per_try_timeout.CopyFrom(draw(_seconds()))
+    return made
+
+
+@st.composite
+def _times(draw: st.DrawFn) -> resilience_pb2.TimeoutPolicySpec:
+    return resilience_pb2.TimeoutPolicySpec(
+        target_refs=draw(st.one_of(st.just([]), _target_refs())),
+        request=draw(_seconds()),
+        idle=draw(st.none() | _seconds()),
+    )
+
+
+@st.composite
+def _faults(draw: st.DrawFn) -> resilience_pb2.FaultPolicySpec:
+    spec = resilience_pb2.FaultPolicySpec
+    return spec(
+        target_refs=draw(_target_refs()),
+        delay=spec.Delay(duration=draw(_seconds()), percent=draw(st.floats(0, 100))),
+        abort=spec.Abort(
+            status=draw(st.sampled_from(["ABORTED", "INTERNAL"])), percent=draw(st.none() | st.floats(0, 100))
+        ),
+        headers={"x-fault": "yes"},
+        max_active=draw(st.integers(0, 9)),
+    )
+
+
 _SPECS: Final[dict[str, st.SearchStrategy[Any]]] = {
     "service": _services(),
     "grpc_route": route_specs(),
     "load_balancing_policy": _balancing(),
     "rate_limit_policy": _limits(),
     "authentication_policy": _authentication(),
+    "circuit_breaker_policy": _breaking(),
+    "retry_policy": _retries(),
+    "timeout_policy": _times(),
+    "fault_policy": _faults(),
 }
 
 

@@ -82,7 +82,10 @@ def test_an_algorithm_is_envoys_own(spec: str, name: str, more: dict[str, Any]) 
     assert cluster_pb2.Cluster.LbPolicy.Name(made.lb_policy) == name
     shown = json_format.MessageToDict(made)
     assert {key: value for key, value in shown.items() if key.endswith("LbConfig") and key != "commonLbConfig"} == more
-    assert shown["commonLbConfig"] == {"healthyPanicThreshold": {}}, "there is no panic unless somebody asks for it"
+    assert shown["commonLbConfig"] == {
+        "healthyPanicThreshold": {},
+        "zoneAwareLbConfig": {"routingEnabled": {}},
+    }, "neither panic nor zones unless somebody asks for them"
 
 
 def test_peak_ewma_stands_before_what_comes_nearest_in_envoy() -> None:
@@ -141,6 +144,13 @@ def test_weights_of_localities_count_however_many_endpoints_there_are() -> None:
     snapshot = told(policy("localityWeights: {eu: 10, eu/b: 90}"))
     assert localities(snapshot) == {"a": (0, 10), "b": (0, 90), "c": (0, None)}, "the most exact name counts"
     assert cluster(snapshot).common_lb_config.HasField("locality_weighted_lb_config")
+
+
+@pytest.mark.parametrize("algorithm", ["RoundRobin", "PeakEwma"])
+def test_zones_count_on_request(algorithm: str) -> None:
+    made = cluster(told(policy(f"algorithm: {algorithm}, preferZone: true")))
+    zones = made.common_lb_config.zone_aware_lb_config
+    assert (zones.routing_enabled.value, zones.min_cluster_size.value) == (100.0, 2)
 
 
 def test_a_panic_is_had_on_request() -> None:

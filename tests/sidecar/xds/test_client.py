@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -26,10 +27,13 @@ class Node:
 
 
 @asynccontextmanager
-async def node(api_type: str = "GRPC") -> AsyncIterator[Node]:
+async def node(api_type: str = "GRPC", **fields: Any) -> AsyncIterator[Node]:
+    """`fields` are more of the bootstrap; clusters among them are static ones."""
     ads = Ads()
     await ads.start()
     document = bootstrap(ads.port, api_type)
+    document["static_resources"]["clusters"] += fields.pop("clusters", [])
+    document |= fields
     async with running(document) as proxy:
         ready = asyncio.Event()
         task = asyncio.create_task(AdsClient(parse(document), proxy, proxy.worker.stats, ready).run())
@@ -94,6 +98,45 @@ async def test_a_node_is_ready_when_it_has_all_that_it_needs_and_then_calls_flow
         it.ads.send("eds", "1", endpoints("stock", a.port))
         await asyncio.wait_for(it.ready.wait(), 5)
         assert origin(await call(await dial(port))) == "a"
+
+
+async def test_a_node_asks_for_those_like_it_and_does_not_wait_for_them() -> None:
+    [port] = free_ports(1)
+    local = {
+        "name": "local",
+        "type": "EDS",
+        "eds_cluster_config": {"service_name": "orders", "eds_config": {"ads": {}}},
+    }
+    fields: dict[str, Any] = {
+        "cluster_manager": {"local_cluster_name": "local"},
+        "node": {"id": "orders-1", "locality": {"zone": "here"}},
+    }
+    async with backends("a", "b", "c", "d") as servers, node(clusters=[local], **fields) as it:
+        zoned = {"zone_aware_lb_config": {"min_cluster_size": 2}}
+        await it.ads.request("cds")
+        it.ads.send("cds", "1", eds_cluster("stock", common_lb_config=zoned))
+        await it.ads.request("eds", names=("orders", "stock"))
+        await it.ads.request("lds")
+        it.ads.send("lds", "1", listener("out", port, "out"))
+        await it.ads.request("rds", names=("out",))
+        await it.ads.request("rds", it.ads.send("rds", "1", routes("out", "stock")))
+        parts = [
+            endpoints("stock", servers[0].port, servers[1].port),
+            endpoints("stock", servers[2].port, servers[3].port),
+        ]
+        stock = {"cluster_name": "stock", "endpoints": [part["endpoints"][0] for part in parts]}
+        for zone, group in zip(("here", "there"), stock["endpoints"], strict=True):
+            group["locality"] = {"zone": zone}
+        it.ads.send("eds", "1", stock)
+        await asyncio.wait_for(it.ready.wait(), 5)
+        client = await dial(port)
+        assert {origin(await call(client)) for _ in range(40)} == set("abcd"), "where callers are is not known yet"
+        own = {"cluster_name": "orders", "endpoints": [endpoints("x", 1)["endpoints"][0] for _ in range(2)]}
+        for zone, group in zip(("here", "there"), own["endpoints"], strict=True):
+            group["locality"] = {"zone": zone}
+            group["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]["port_value"] = len(zone)
+        await it.ads.request("eds", it.ads.send("eds", "2", own), names=("orders", "stock"))
+        assert {origin(await call(client)) for _ in range(40)} == set("ab")
 
 
 async def test_what_is_refused_is_named_and_the_last_good_stays_in_force() -> None:
