@@ -29,6 +29,7 @@ HOT = [
     "sidecar/policy/outlier.py",
     "sidecar/policy/retry.py",
     "sidecar/proxy/attempts.py",
+    "sidecar/proxy/access_filter.py",
     "sidecar/proxy/call.py",
     "sidecar/proxy/cluster.py",
     "sidecar/proxy/copies.py",

@@ -1,7 +1,7 @@
 """One call on its way through: what ties a downstream stream to an upstream stream."""
 
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sidecar.http2.connection import Stream
 from sidecar.http2.frames import ErrorCode
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sidecar.proxy.downstream import Downstream
     from sidecar.proxy.upstream import Upstream
 
+NO_CLAIMS: Final[dict[str, Any]] = {}
+"""Of a call about whose caller no step found out anything; never filled."""
 EARLY_S: Final = 0.001
 """What `grpc-timeout` loses where it is written anew: an upstream's deadline may be over by so much before ours."""
 SHORTEST_HOLD_S: Final = 0.01
@@ -33,6 +35,7 @@ class Call(Timed):
         "attempts",
         "body",
         "body_size",
+        "claims",
         "cluster",
         "copy",
         "deadline",
@@ -72,6 +75,8 @@ class Call(Timed):
         self.uncredited = 0
         """Bytes for which the sender got no window back yet, because no try has taken them."""
         self.trailers: bytes | None = None
+        self.claims: dict[str, Any] = NO_CLAIMS
+        """What steps found out about the caller, by the filter's name (Envoy: dynamic metadata)."""
         self.is_responded = False
         self.http_status = 0
         """Of the response; 0 before it."""
@@ -307,25 +312,24 @@ class Call(Timed):
             if self.is_responded:
                 conn.reset(stream, ErrorCode.CANCEL if status is Status.DEADLINE_EXCEEDED else ErrorCode.INTERNAL_ERROR)
             elif self.plan.decision.is_grpc:
-                block = self._head(200, flag) + grpc_status.trailers_only(status, message, flag)
+                block = self._head(200) + grpc_status.trailers_only(status, message, flag)
                 conn.send_headers(stream, block + self.response_fields + fields, True)
             else:
                 text = message.encode() + b"\n"
                 http_status = http_status or grpc_status.HTTP_OF_FLAG[flag.partition(",")[0]]
                 is_head = self.plan.decision.is_head
-                block = self._head(http_status, flag) + grpc_status.plain_headers(len(text), flag)
+                block = self._head(http_status) + grpc_status.plain_headers(len(text), flag)
                 conn.send_headers(stream, block + self.response_fields + fields, is_head)
                 if not is_head:
                     conn.send_data(stream, text, 0, True)
             self.down.mark()
         self.finish(status, flag)
 
-    def _head(self, http_status: int, flag: str, fields: bytes = b"") -> bytes:
+    def _head(self, http_status: int, fields: bytes = b"") -> bytes:
         """Status, and what the route adds to responses, in front of an answer that is made here."""
         head = grpc_status.status_field(http_status) + fields
         edit = self.plan.decision.response_edit
-        # Envoy: not to the answers of filters before the router.
-        return edit.apply(head) if edit is not None and flag != "RL" else head
+        return edit.apply(head) if edit is not None else head
 
     def answer_directly(self, direct: DirectAnswer) -> None:
         """End the call with the route's own answer."""
@@ -337,9 +341,9 @@ class Call(Timed):
             message = (
                 direct.body.decode("utf-8", "replace") or f"the route itself answers with HTTP {direct.http_status}"
             )
-            block = self._head(200, "", direct.fields) + grpc_status.trailers_only(status, message, "")
+            block = self._head(200, direct.fields) + grpc_status.trailers_only(status, message, "")
         else:
-            block = self._head(direct.http_status, "", direct.fields)
+            block = self._head(direct.http_status, direct.fields)
             block += grpc_status.plain_headers(len(direct.body), "")
         block += self.response_fields
         has_body = bool(direct.body) and not decision.is_grpc and not decision.is_head

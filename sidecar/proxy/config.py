@@ -259,6 +259,11 @@ class HeaderMatch:
 
 
 @dataclass(frozen=True, slots=True)
+class FilterConfig:
+    """What an HTTP filter is configured by: one dataclass per kind of filter, equal if they ask for the same."""
+
+
+@dataclass(frozen=True, slots=True)
 class RouteMatch:
     """Which calls a route takes (Envoy: route.v3.RouteMatch). One of the path forms is set, or `connect`."""
 
@@ -470,7 +475,7 @@ class LimitDescriptor:
 
 
 @dataclass(frozen=True, slots=True)
-class LocalRateLimit:
+class LocalRateLimit(FilterConfig):
     """Limits of this process (Envoy: extensions.filters.http.local_ratelimit.v3.LocalRateLimit)."""
 
     stat_prefix: str
@@ -496,7 +501,7 @@ class LocalRateLimit:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(FilterConfig):
     """Delays and errors on purpose (Envoy: extensions.filters.http.fault.v3.HTTPFault)."""
 
     delay_s: float = 0.0
@@ -526,7 +531,7 @@ GRPC_SUCCESS: Final = (0, 1, 2, 3, 5, 6, 7, 9, 10, 11, 12, 16)
 
 
 @dataclass(frozen=True, slots=True)
-class AdmissionControl:
+class AdmissionControl(FilterConfig):
     """Refuses calls by the share of failures (Envoy: extensions.filters.http.admission_control.v3.AdmissionControl)."""
 
     is_enabled: bool = True
@@ -547,7 +552,7 @@ class AdmissionControl:
 
 
 @dataclass(frozen=True, slots=True)
-class AdaptiveConcurrency:
+class AdaptiveConcurrency(FilterConfig):
     """Lets as many calls run as do not make them slower (Envoy: extensions.filters.http.adaptive_concurrency.v3)."""
 
     gradient: GradientConfig
@@ -555,9 +560,6 @@ class AdaptiveConcurrency:
     is_enforced: bool = True
     """False: counted, not refused."""
 
-
-FilterConfig = LocalRateLimit | Fault | AdmissionControl | AdaptiveConcurrency
-"""What an HTTP filter is configured by: one dataclass per kind of filter."""
 
 Overrides = tuple[tuple[str, FilterConfig], ...]
 """Filter's name and the configuration that counts instead of its own (Envoy: typed_per_filter_config)."""

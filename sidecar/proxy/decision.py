@@ -55,6 +55,19 @@ _FORBIDDEN: Final = 8
 _DROP: Final = 9
 
 _REQUEST_PSEUDO: Final = frozenset((b":method", b":scheme", b":path"))
+_ONE_VALUE: Final = (
+    b"content-type",
+    b"grpc-timeout",
+    b"user-agent",
+    b"via",
+    b"x-forwarded-client-cert",
+    b"x-forwarded-for",
+    b"x-forwarded-host",
+    b"x-forwarded-port",
+    b"x-forwarded-proto",
+    b"x-request-id",
+)
+"""Headers whose values are read as one, with commas, however often they are given (as Envoy reads them)."""
 _READ_ALWAYS: Final = frozenset((b"content-type", b"content-length"))
 _AUTHORITY_FORM: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]+")
 """Host and port (RFC 3986 §3.2); no user."""
@@ -434,6 +447,9 @@ class DecisionCache:
             if known and name.startswith(b":"):
                 raise Malformed("pseudo-header given twice")
             known.append(value)
+        for name in _ONE_VALUE:
+            if len(values.get(name, ())) > 1:
+                values[name] = [b",".join(values[name])]
         values.setdefault(b":authority", values.get(b"host", []))
         values[b"host"] = values[b":authority"]
         [authority] = values[b":authority"]

@@ -13,10 +13,12 @@ from sidecar.http2.connection import Connection, Handler, Role, Settings, Stream
 from sidecar.http2.fields import Malformed
 from sidecar.http2.frames import ErrorCode
 from sidecar.http2.headers import HeaderError, TooLarge
+from sidecar.proxy.access import Caller
 from sidecar.proxy.call import Call
 from sidecar.proxy.config import Limits
 from sidecar.proxy.decision import DecisionCache
 from sidecar.proxy.status import Status
+from sidecar.proxy.tls import subject
 from sidecar.proxy.worker import Peer, Worker
 from sidecar.telemetry.stats import CallStats
 
@@ -49,6 +51,7 @@ class Downstream(Handler, Peer):
         self.is_dirty = False
         self._is_lingering = False
         self.cache = cache
+        self._caller: Caller | None = None
         self.identity = ""
         """The URI of the client's certificate (SPIFFE ID), checked; empty if it showed none."""
         self.security = ""
@@ -92,6 +95,13 @@ class Downstream(Handler, Peer):
         finally:
             worker.is_receiving = False
         worker.flush()
+
+    @property
+    def caller(self) -> Caller:
+        """The client, as access rules read it."""
+        if self._caller is None:
+            self._caller = _caller(self._transport)
+        return self._caller
 
     @property
     def remote_host(self) -> str:
@@ -285,6 +295,26 @@ class Downstream(Handler, Peer):
 
     def on_capacity(self) -> None:
         """A client's SETTINGS: data that waited may have left."""
+
+
+def _caller(transport: asyncio.Transport | None) -> Caller:
+    if transport is None:
+        return Caller()
+    secure = transport.get_extra_info("ssl_object")
+    certificate = secure.getpeercert() if secure is not None else None
+    names = [(str(kind), str(value)) for kind, value in (certificate or {}).get("subjectAltName", ())]
+    ends = [transport.get_extra_info(name) for name in ("peername", "sockname")]
+    remote, own = (end if isinstance(end, tuple) else ("", 0) for end in ends)
+    return Caller(
+        is_secure=secure is not None,
+        uris=tuple(value for kind, value in names if kind == "URI"),
+        dns=tuple(value for kind, value in names if kind == "DNS"),
+        subject=subject(certificate or {}),
+        host=str(remote[0]),
+        own_host=str(own[0]),
+        own_port=int(own[1]),
+        server_name=str(transport.get_extra_info("server_name") or ""),
+    )
 
 
 def _address(end: object) -> bytes:

@@ -2,12 +2,15 @@
 
 from typing import NamedTuple
 
+from sidecar.proxy.access import Access
+from sidecar.proxy.access_filter import AccessFilter
 from sidecar.proxy.config import (
     AdaptiveConcurrency,
     AdmissionControl,
     Fault,
     FilterConfig,
     HttpFilter,
+    LocalRateLimit,
     Route,
     RouteTable,
     VirtualHost,
@@ -29,6 +32,9 @@ def make(config: FilterConfig, worker: Worker, now: float) -> Filter:
         return AdmissionFilter(config, worker)
     if isinstance(config, AdaptiveConcurrency):
         return AdaptiveFilter(config, worker, now)
+    if isinstance(config, Access):
+        return AccessFilter(config, worker)
+    assert isinstance(config, LocalRateLimit)
     return LimitFilter(config, worker, now)
 
 

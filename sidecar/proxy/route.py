@@ -28,7 +28,7 @@ class Request:
 def header_holds(match: HeaderMatch, headers: dict[bytes, list[bytes]]) -> bool:
     """True if the condition on a header is met."""
     values = headers.get(match.name)
-    if values is None and match.missing_is_empty and match.present is None:
+    if values is None and match.missing_is_empty:
         values = [b""]
     if match.present is not None:
         return ((values is not None) == match.present) != match.invert
@@ -36,10 +36,11 @@ def header_holds(match: HeaderMatch, headers: dict[bytes, list[bytes]]) -> bool:
         # Envoy: a missing header matches nothing, also when the match is inverted.
         return False
     # Envoy: one value of several is enough; inverted, none may hold.
-    return any(_value_holds(match, value) for value in values) != match.invert
+    return any(value_holds(match, value) for value in values) != match.invert
 
 
-def _value_holds(match: HeaderMatch, value: bytes) -> bool:
+def value_holds(match: HeaderMatch, value: bytes) -> bool:
+    """True if a value is as the condition says; `invert` is left to the caller."""
     if match.ignore_case:
         value = value.lower()
     if match.exact is not None:

@@ -48,6 +48,7 @@ HTTP_OF_FLAG: Final = {
     "UPE": 502,
     "UT": 504,
     "RL": 429,
+    "RBAC": 403,
     "SI": 504,
     "OM": 503,
 }

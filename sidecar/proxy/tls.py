@@ -179,6 +179,22 @@ def refusal(config: TlsConfig, peer: ssl.SSLObject) -> str:
     return f"its certificate is for {shown or 'nobody'}"
 
 
+_ATTRIBUTES: Final = {
+    "commonName": "CN",
+    "countryName": "C",
+    "localityName": "L",
+    "organizationName": "O",
+    "organizationalUnitName": "OU",
+    "stateOrProvinceName": "ST",
+}
+
+
+def subject(certificate: Any) -> str:
+    """The subject of what `getpeercert` gave, last part first (RFC 2253)."""
+    parts = [part for group in certificate.get("subject", ()) for part in group]
+    return ",".join(f"{_ATTRIBUTES.get(name, name)}={value}" for name, value in reversed(parts))
+
+
 def peer_identity(peer: Any) -> str:
     """The URI that a peer's checked certificate is for (SPIFFE); empty if it showed none, or has not exactly one."""
     certificate = peer.getpeercert() if peer is not None else None

@@ -83,6 +83,17 @@ class StatsCollector(Collector):
         for (identity, security), begun in by_peer.items():
             peers.add_metric([identity, security], begun)
         yield peers
+        access = CounterMetricFamily(
+            "remora_access",
+            "Calls that access rules let pass or refused (mode Enforce), or would have (Shadow).",
+            labels=["rules", "mode", "verdict"],
+        )
+        for rules, counted in list(stats.access.items()):
+            access.add_metric([rules, "Enforce", "allowed"], counted.allowed)
+            access.add_metric([rules, "Enforce", "denied"], counted.denied)
+            access.add_metric([rules, "Shadow", "allowed"], counted.shadow_allowed)
+            access.add_metric([rules, "Shadow", "denied"], counted.shadow_denied)
+        yield access
         retries = CounterMetricFamily("remora_retries", "Further tries of calls.", labels=["service", "reason"])
         for (service, reason), count in list(stats.retries.items()):
             retries.add_metric([service, reason], count)

@@ -67,6 +67,16 @@ class LimitStats:
     held: int = 0
 
 
+@dataclass(slots=True)
+class AccessStats:
+    """What access rules did, and what those on trial would have done."""
+
+    allowed: int = 0
+    denied: int = 0
+    shadow_allowed: int = 0
+    shadow_denied: int = 0
+
+
 def _nothing_runs() -> tuple[int, int]:
     return 0, 0
 
@@ -87,6 +97,8 @@ class Stats:
     """By (direction, service, version, security)."""
     limits: dict[str, LimitStats] = field(default_factory=dict)
     """By policy."""
+    access: dict[str, AccessStats] = field(default_factory=dict)
+    """By name of the rules (Envoy: rules_stat_prefix)."""
     retries: dict[tuple[str, str], int] = field(default_factory=dict)
     """By (service, reason)."""
     faults: dict[str, int] = field(default_factory=dict)
@@ -137,6 +149,13 @@ class Stats:
         if key not in self.peers and len(self.peers) >= MAX_PEERS:
             key = (OTHER_PEERS, security)
         self.peers[key] = self.peers.get(key, 0) + calls
+
+    def of_access(self, rules: str) -> AccessStats:
+        """The counters of some access rules, made at first use."""
+        found = self.access.get(rules)
+        if found is None:
+            found = self.access[rules] = AccessStats()
+        return found
 
     def count_retry(self, service: str, reason: str) -> None:
         """One more try of a call."""

@@ -18,6 +18,7 @@ from sidecar.proxy.config import (
     Overrides,
     Said,
 )
+from sidecar.xds.access import access, access_of_route
 from sidecar.xds.faults import adaptive_concurrency, admission_control, fault
 from sidecar.xds.matching import header_match
 from sidecar.xds.supported import ConfigError, unpack
@@ -213,6 +214,8 @@ _READERS: Final[dict[str, Callable[[Any, str], FilterConfig]]] = {
     "AdmissionControl": admission_control,
     "HTTPFault": fault,
     "LocalRateLimit": local_rate_limit,
+    "RBAC": access,
+    "RBACPerRoute": access_of_route,
     "RateLimitFilter": own_rate_limit,
 }
 """By name of the message."""

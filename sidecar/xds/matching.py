@@ -26,6 +26,11 @@ def header_match(message: Any, path: str) -> HeaderMatch:
     return replace(found, present=True)
 
 
+def string_match(message: Any, path: str) -> HeaderMatch:
+    """type.matcher.v3.StringMatcher, of a value that has no name."""
+    return _string(HeaderMatch(b""), message, path)
+
+
 def query_match(message: Any, path: str) -> HeaderMatch:
     """route.v3.QueryParameterMatcher."""
     found = HeaderMatch(message.name.encode())

@@ -17,6 +17,7 @@ from envoy.extensions.filters.http.adaptive_concurrency.v3 import adaptive_concu
 from envoy.extensions.filters.http.admission_control.v3 import admission_control_pb2
 from envoy.extensions.filters.http.fault.v3 import fault_pb2
 from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.listener.http_inspector.v3 import http_inspector_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
@@ -45,6 +46,7 @@ KNOWN_MODULES: Final = (
     route_pb2,
     internal_listener_pb2,
     local_rate_limit_pb2,
+    rbac_pb2,
     router_pb2,
     http_connection_manager_pb2,
     previous_hosts_pb2,
@@ -81,6 +83,7 @@ _TYPE: Final = "envoy.type.v3."
 _MATCHER: Final = "envoy.type.matcher.v3."
 _UPSTREAM: Final = "envoy.extensions.upstreams.http.v3."
 _HTTP_FILTER: Final = "envoy.extensions.filters.http."
+_RBAC: Final = "envoy.config.rbac.v3."
 _TLS: Final = "envoy.extensions.transport_sockets.tls.v3."
 
 OPAQUE: Final = frozenset(
@@ -158,6 +161,25 @@ FIELDS: Final[dict[str, str]] = {
     "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit": "stat_prefix token_bucket filter_enabled "
     "filter_enforced rate_limited_as_resource_exhausted descriptors stage rate_limits always_consume_default_token_bucket "
     "max_dynamic_descriptors enable_x_ratelimit_headers",
+    "envoy.extensions.filters.http.rbac.v3.RBAC": "rules shadow_rules rules_stat_prefix shadow_rules_stat_prefix",
+    "envoy.extensions.filters.http.rbac.v3.RBACPerRoute": "rbac",
+    _RBAC + "RBAC": "action policies",
+    _RBAC + "Policy": "permissions principals",
+    _RBAC + "Permission": "and_rules or_rules not_rule any header url_path destination_ip destination_port "
+    "destination_port_range requested_server_name metadata",
+    _RBAC + "Permission.Set": "rules",
+    _RBAC + "Principal": "and_ids or_ids not_id any authenticated source_ip direct_remote_ip remote_ip header url_path "
+    "metadata",
+    _RBAC + "Principal.Set": "ids",
+    _RBAC + "Principal.Authenticated": "principal_name",
+    _CORE + "CidrRange": "address_prefix prefix_len",
+    _TYPE + "Int32Range": "start end",
+    _MATCHER + "PathMatcher": "path",
+    _MATCHER + "MetadataMatcher": "filter path value invert",
+    _MATCHER + "MetadataMatcher.PathSegment": "key",
+    _MATCHER + "ValueMatcher": "string_match bool_match double_match present_match list_match",
+    _MATCHER + "ListMatcher": "one_of",
+    _MATCHER + "DoubleMatcher": "exact",
     "remora.mesh.v1.RateLimitFilter": "policy is_enforced algorithm requests interval burst max_wait keys max_keys",
     "remora.mesh.v1.LimitKey": "header source",
     "envoy.extensions.common.ratelimit.v3.LocalRateLimitDescriptor": "entries token_bucket",

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,25 @@ from sidecar.policy.balancing import Balance, Balancing
 from sidecar.policy.gradient import AdaptiveConcurrency as Gradient
 from sidecar.policy.hosts import Health
 from sidecar.policy.outlier import OutlierDetection
+from sidecar.proxy.access import (
+    Access,
+    AccessPolicy,
+    AccessRules,
+    Action,
+    AddressIn,
+    All,
+    Always,
+    ClaimIs,
+    End,
+    HeaderIs,
+    Network,
+    Not,
+    PathIs,
+    PeerIs,
+    PortIn,
+    ServerNameIs,
+    Some,
+)
 from sidecar.proxy.config import (
     AdaptiveConcurrency,
     AdmissionControl,
@@ -454,6 +474,51 @@ def test_clusters(tmp_path: Path) -> None:
     )
 
 
+def network(text: str) -> Network:
+    return ip_network(text)
+
+
+ACCESS: Final = Access(
+    rules=AccessRules(
+        Action.DENY,
+        (
+            AccessPolicy(
+                "some",
+                Some(
+                    (
+                        All((Some((Not(Always()),)),)),
+                        HeaderIs(HeaderMatch(b"x-a", present=True)),
+                        PathIs(HeaderMatch(b"", exact=b"/p")),
+                        AddressIn(End.OWN, network("10.0.0.0/8")),
+                        PortIn(80, 81),
+                        PortIn(1, 9),
+                        ServerNameIs(HeaderMatch(b"", exact=b"s")),
+                        ClaimIs("f", ("k",), 2.0, is_in_list=True, invert=True),
+                    )
+                ),
+                Some(
+                    (
+                        All((Some((Not(Always()),)),)),
+                        PeerIs(HeaderMatch(b"", suffix=b"/sa/a")),
+                        AddressIn(End.SOCKET, network("10.1.0.0/16")),
+                        AddressIn(End.SOCKET, network("10.2.0.0/16")),
+                        AddressIn(End.CLIENT, network("10.3.0.0/16")),
+                        HeaderIs(HeaderMatch(b"x-b", present=True)),
+                        PathIs(HeaderMatch(b"", exact=b"/q")),
+                        ClaimIs("f", ("k",), True),
+                        ClaimIs("f", ("k",), HeaderMatch(b"", exact=b"v")),
+                        ClaimIs("f", ("k",), None),
+                    )
+                ),
+            ),
+        ),
+    ),
+    shadow=AccessRules(Action.DENY),
+    stat_prefix="real",
+    shadow_prefix="trial",
+)
+
+
 def test_listeners(tmp_path: Path) -> None:
     outbound, mesh = parse(document(tmp_path)).configuration.listeners
     assert (outbound.host, outbound.port, outbound.direction) == ("127.0.0.1", 15001, Direction.OUTBOUND)
@@ -504,6 +569,7 @@ def test_listeners(tmp_path: Path) -> None:
                 tells_limits=True,
             ),
         ),
+        HttpFilter("access", ACCESS),
         HttpFilter(
             "own",
             LocalRateLimit(
@@ -672,6 +738,7 @@ def test_what_routes_change_and_answer(tmp_path: Path) -> None:
             stock,
             rewrite=Rewrite(host_header=b"x-to"),
             mirrors=(MirrorPolicy("accounts", 0.05, keeps_host=True),),
+            overrides=(("access", Access(AccessRules(Action.ALLOW))),),
         ),
         Route(RouteMatch(prefix=b"/a"), (), answer=Redirect(302, b"https", b"there", 81, b"/p", None, True)),
         Route(RouteMatch(prefix=b"/b"), (), answer=Redirect(scheme=b"ftp", rewrite=Rewrite(prefix=b"/q"))),
