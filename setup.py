@@ -30,6 +30,7 @@ HOT = [
     "sidecar/policy/retry.py",
     "sidecar/proxy/attempts.py",
     "sidecar/proxy/access_filter.py",
+    "sidecar/proxy/breaking.py",
     "sidecar/proxy/call.py",
     "sidecar/proxy/cluster.py",
     "sidecar/proxy/copies.py",

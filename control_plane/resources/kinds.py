@@ -30,6 +30,10 @@ KINDS: Final = (
     Kind("GRPCRoute", "grpc_route", "grpcroutes", GATEWAY),
     Kind("LoadBalancingPolicy", "load_balancing_policy", "loadbalancingpolicies"),
     Kind("RateLimitPolicy", "rate_limit_policy", "ratelimitpolicies"),
+    Kind("CircuitBreakerPolicy", "circuit_breaker_policy", "circuitbreakerpolicies"),
+    Kind("RetryPolicy", "retry_policy", "retrypolicies"),
+    Kind("TimeoutPolicy", "timeout_policy", "timeoutpolicies"),
+    Kind("FaultPolicy", "fault_policy", "faultpolicies"),
     Kind("AuthenticationPolicy", "authentication_policy", "authenticationpolicies"),
 )
 _BY_FIELD: Final = {kind.field: kind for kind in KINDS}

@@ -177,6 +177,11 @@ def _scalar(path: Path, node: Node, field: FieldDescriptor, faults: list[_Locate
             faults.append(_wrong(path, node, "true or false"))
             return False
         return value
+    if field.cpp_type == FieldDescriptor.CPPTYPE_DOUBLE:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            faults.append(_wrong(path, node, "a number"))
+            return 0.0
+        return float(value)
     is_unsigned = field.cpp_type in (FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64)
     bits = 32 if field.cpp_type in (FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_INT32) else 64
     least, most = (0, 2**bits - 1) if is_unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)

@@ -13,16 +13,17 @@ from envoy.config.core.v3 import address_pb2, base_pb2, config_source_pb2, healt
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.extensions.filters.http.fault.v3 import fault_pb2
 from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
-from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.matcher.v3 import regex_pb2, string_pb2
 from google.protobuf import any_pb2, duration_pb2, struct_pb2, wrappers_pb2
 
-from control_plane.translate import balancing, security
+from control_plane.translate import balancing, resilience, security
 from control_plane.translate.limits import filter_config
+from control_plane.translate.resilience import MAX_REQUESTS
 from control_plane.translate.route_filters import apply_filter
 from control_plane.translate.view import LimitView, MutualTls, PeerView, RuleView, ServiceView, cluster_name
 from proto.mesh.v1 import policy_pb2, service_pb2
@@ -37,13 +38,8 @@ TUNNEL: Final = "outbound_tunnel"
 LIMIT_PLACES: Final = 4
 """Rate limits that an instance may have without a change of its listener."""
 CONNECT_TIMEOUT_S: Final = 1
-MAX_REQUESTS: Final = 100_000
-"""Wide enough not to be a limit by itself: limits are what a policy sets."""
 MAX_REGEX_PROGRAM: Final = 1_000_000
 """Instructions of RE2; above what the largest pattern has that `control_plane.resources.regex` takes."""
-RETRIES: Final = 2
-RETRY_ON: Final = "connect-failure,refused-stream,reset-before-request"
-"""Only where the call provably never reached the application."""
 
 _HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _MANAGER: Final = "envoy.filters.network.http_connection_manager"
@@ -103,25 +99,18 @@ def cluster(
     balance: bytes,
     peer: PeerView | None = None,
     identity_source: str = "",
+    breaking: bytes = b"",
 ) -> bytes:
-    """The cluster of a service, its endpoints by EDS. `balance` is its LoadBalancingPolicySpec, `identity_source` where the caller's certificate comes from."""
+    """The cluster of a service, its endpoints by EDS. `balance` is its LoadBalancingPolicySpec, `identity_source` where the caller's certificate comes from,
+    `breaking` its CircuitBreakerPolicySpec."""
     message = cluster_pb2.Cluster(
         name=name,
         type=cluster_pb2.Cluster.EDS,
         eds_cluster_config=cluster_pb2.Cluster.EdsClusterConfig(eds_config=_ads()),
         connect_timeout=duration_pb2.Duration(seconds=CONNECT_TIMEOUT_S),
         typed_extension_protocol_options=_http2_options(),
-        circuit_breakers=circuit_breaker_pb2.CircuitBreakers(
-            thresholds=[
-                circuit_breaker_pb2.CircuitBreakers.Thresholds(
-                    max_connections=_uint(MAX_REQUESTS),
-                    max_pending_requests=_uint(MAX_REQUESTS),
-                    max_requests=_uint(MAX_REQUESTS),
-                    max_retries=_uint(MAX_REQUESTS),
-                )
-            ]
-        ),
     )
+    resilience.protect(message, breaking)
     balancing.balance(message, balance)
     if peer is not None and identity_source:
         security.secure(message, peer, identity_source)
@@ -235,7 +224,7 @@ def virtual_hosts(service: ServiceView, has_short_name: bool) -> bytes:
 
 def routing_part(service: ServiceView) -> ServiceView:
     """The service without what routes do not depend on: endpoints come and go without touching routes."""
-    return replace(service, balancing=b"", endpoints=(), peer=None)
+    return replace(service, balancing=b"", breaking=b"", endpoints=(), peer=None)
 
 
 def _virtual_hosts(service: ServiceView, has_short_name: bool) -> tuple[Any, ...]:
@@ -263,24 +252,13 @@ def _virtual_host(service: ServiceView, name: str, domains: list[str], port: int
     rules = dict.fromkeys(replace(rule, port=0) for rule in service.rules if rule.port in (0, port))
     default = RuleView("default", b"", ((cluster_name(service.namespace, service.name), 1),), hash_on=service.hash_on)
     for rule in rules or (default,):
-        host.routes.append(_route(rule))
+        host.routes.append(_route(rule, service.calling))
     return host
 
 
-def _route(rule: RuleView) -> Any:
+def _route(rule: RuleView, calling: bytes) -> Any:
     action = route_components_pb2.RouteAction(
         timeout=_none(),
-        retry_policy=route_components_pb2.RetryPolicy(
-            retry_on=RETRY_ON,
-            num_retries=_uint(RETRIES),
-            retry_host_predicate=[
-                route_components_pb2.RetryPolicy.RetryHostPredicate(
-                    name="envoy.retry_host_predicates.previous_hosts",
-                    typed_config=_any(previous_hosts_pb2.PreviousHostsPredicate()),
-                )
-            ],
-            host_selection_retry_max_attempts=5,
-        ),
         hash_policy=balancing.hash_policies(rule.hash_on),
     )
     if len(rule.backends) == 1:
@@ -289,6 +267,7 @@ def _route(rule: RuleView) -> Any:
         for name, weight in rule.backends:
             action.weighted_clusters.clusters.add(name=name, weight=_uint(weight))
     route = route_components_pb2.Route(name=rule.name, match=_match(rule.match), route=action)
+    resilience.call(route, calling)
     for data in rule.filters:
         apply_filter(mesh_route_pb2.RouteFilter.FromString(data), route)
     return route
@@ -346,6 +325,13 @@ def _listener(name: str, manager: Any, direction: int, **where: Any) -> bytes:
 def _router() -> Any:
     return http_connection_manager_pb2.HttpFilter(
         name="envoy.filters.http.router", typed_config=_any(router_pb2.Router())
+    )
+
+
+def _fault_filter() -> Any:
+    """A place for faults; routes say which."""
+    return http_connection_manager_pb2.HttpFilter(
+        name=resilience.FAULT_FILTER, typed_config=_any(fault_pb2.HTTPFault())
     )
 
 
@@ -464,7 +450,7 @@ def mesh_listener() -> bytes:
         stat_prefix=OUTBOUND,
         codec_type=http_connection_manager_pb2.HttpConnectionManager.HTTP2,
         rds=http_connection_manager_pb2.Rds(route_config_name=OUTBOUND, config_source=_ads()),
-        http_filters=[_router()],
+        http_filters=[_fault_filter(), _router()],
     )
     return _listener(
         OUTBOUND_MESH, manager, base_pb2.OUTBOUND, internal_listener=listener_pb2.Listener.InternalListenerConfig()

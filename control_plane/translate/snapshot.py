@@ -121,7 +121,7 @@ def build(mesh: MeshView, node: Node) -> Snapshot:
     endpoints: dict[str, bytes] = {}
     for service in told.backs.services:
         name = cluster_name(service.namespace, service.name)
-        clusters[name] = resources.cluster(name, service.balancing, service.peer, source)
+        clusters[name] = resources.cluster(name, service.balancing, service.peer, source, service.breaking)
         endpoints[name] = resources.endpoints(service)
     listeners = {resources.OUTBOUND_MESH: resources.mesh_listener(), **its_own.listeners}
     routes = {resources.OUTBOUND: resources.route_configuration(routing, node.namespace), **its_own.routes}
@@ -135,7 +135,9 @@ def _proxyless(told: Parts, node: Node, its_own: Own) -> Snapshot:
     routes: dict[str, bytes] = {}
     for service in told.backs.services:
         name = cluster_name(service.namespace, service.name)
-        clusters[name] = proxyless.cluster(resources.cluster(name, service.balancing), node.profile)
+        clusters[name] = proxyless.cluster(
+            resources.cluster(name, service.balancing, breaking=service.breaking), node.profile
+        )
         endpoints[name] = proxyless.endpoints(resources.endpoints(service))
     for service in told.calls.services:
         listeners |= proxyless.listeners(service, service.namespace == node.namespace)

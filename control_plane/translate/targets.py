@@ -38,7 +38,9 @@ class Targets:
             if service is None:
                 clusters[name] = endpoints[name] = None
                 continue
-            clusters[name] = proxyless.cluster(resources.cluster(name, service.balancing), self._profile)
+            clusters[name] = proxyless.cluster(
+                resources.cluster(name, service.balancing, breaking=service.breaking), self._profile
+            )
             if before is None or (before.endpoints, before.balancing) != (service.endpoints, service.balancing):
                 endpoints[name] = proxyless.endpoints(resources.endpoints(service))
         self.clusters = self.clusters.replaced(clusters)

@@ -45,7 +45,9 @@ class _Backends:
             if service is None:
                 clusters[name] = endpoints[name] = None
                 continue
-            clusters[name] = resources.cluster(name, service.balancing, service.peer, self._identity_source)
+            clusters[name] = resources.cluster(
+                name, service.balancing, service.peer, self._identity_source, service.breaking
+            )
             if before is None or (before.endpoints, before.balancing) != (service.endpoints, service.balancing):
                 endpoints[name] = resources.endpoints(service)
         self.clusters = self.clusters.replaced(clusters)

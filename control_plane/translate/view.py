@@ -12,11 +12,12 @@ from control_plane.resources import precedence
 from control_plane.resources.check import weight
 from control_plane.resources.kinds import DEFAULT_NAMESPACE, MESH_NAMESPACE
 from control_plane.translate.node import Node
-from proto.mesh.v1 import api_pb2, policy_pb2, route_pb2, service_pb2
+from proto.mesh.v1 import api_pb2, policy_pb2, resilience_pb2, route_pb2, service_pb2
 
 Key = tuple[str, str]
 """Namespace and name of a service."""
 K = TypeVar("K")
+RESILIENCE: Final = ("CircuitBreakerPolicy", "RetryPolicy", "TimeoutPolicy", "FaultPolicy")
 MAX_KEYS: Final = 10_000
 """Of a rate limit that says nothing else."""
 
@@ -83,6 +84,10 @@ class ServiceView:
     """The part of it that says of what keys are made."""
     peer: PeerView | None = None
     """None in a mesh without identities."""
+    breaking: bytes = b""
+    """The serialised CircuitBreakerPolicySpec, without its targets."""
+    calling: bytes = b""
+    """The serialised Calling: what holds for calls to it."""
 
     @property
     def host(self) -> str:
@@ -146,6 +151,8 @@ class Declared:
     """By namespace: the services that choose their instances by labels."""
     limits: tuple[LimitTarget, ...] = ()
     """Every service that a rate limit counts for, in order."""
+    resilience: Mapping[str, Mapping[Key, api_pb2.Resource]] = field(default_factory=dict)
+    """By kind: CircuitBreakerPolicy, RetryPolicy, TimeoutPolicy, FaultPolicy."""
     trust_domain: str = ""
     """Empty in a mesh without identities."""
     mutual_tls: Mapping[Key, MutualTls] = field(default_factory=dict)
@@ -210,6 +217,8 @@ def service(key: Key, declared: Declared, present: Present) -> ServiceView:
         endpoints=tuple(map(_endpoint, _instances(key, declared, present))),
         hash_on=hash_on,
         peer=_peer(key, declared, present) if declared.trust_domain else None,
+        breaking=_breaking(key, declared),
+        calling=_calling(key, declared),
     )
 
 
@@ -225,6 +234,33 @@ def _balancing(key: Key, declared: Declared) -> tuple[bytes, bytes]:
             spec.ClearField("hash_on")
             return spec.SerializeToString(deterministic=True), keys.SerializeToString(deterministic=True)
     return b"", b""
+
+
+def _closest(kind: str, key: Key, declared: Declared) -> Any:
+    """The spec of the policy of a kind that counts for a service, without its targets; None if there is none."""
+    policies = declared.resilience.get(kind, {})
+    for place in (key, (key[0], ""), ("", "")):
+        policy = policies.get(place)
+        if policy is not None:
+            given = getattr(policy, str(policy.WhichOneof("spec")))
+            spec = type(given)()
+            spec.CopyFrom(given)
+            spec.ClearField("target_refs")
+            return spec
+    return None
+
+
+def _breaking(key: Key, declared: Declared) -> bytes:
+    spec = _closest("CircuitBreakerPolicy", key, declared)
+    return spec.SerializeToString(deterministic=True) if spec is not None else b""
+
+
+def _calling(key: Key, declared: Declared) -> bytes:
+    found = {
+        name: _closest(kind, key, declared)
+        for name, kind in (("retry", "RetryPolicy"), ("timeout", "TimeoutPolicy"), ("fault", "FaultPolicy"))
+    }
+    return resilience_pb2.Calling(**found).SerializeToString(deterministic=True)
 
 
 def _keyed(rule: RuleView, declared: Declared) -> RuleView:
@@ -308,6 +344,7 @@ def declared(state: State) -> Declared:
         _rules(routes),
         selectors,
         _limits(state),
+        {kind: found for kind in RESILIENCE if (found := targets(state, kind))},
         state.trust.trust_domain if state.trust is not None else "",
         _mutual_tls(state),
     )

@@ -160,6 +160,8 @@ class Attempts(Timed):
         cluster = call.cluster
         assert cluster is not None
         self.is_waiting = False
+        if call.load is not None:
+            call.load.active += 1
         call.count_down()
         cluster.begin_try(call)
 

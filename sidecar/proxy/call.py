@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sidecar.http2.connection import Stream
 from sidecar.http2.frames import ErrorCode
 from sidecar.policy.balance import ANY, Wish
+from sidecar.proxy import breaking
 from sidecar.proxy import status as grpc_status
 from sidecar.proxy.copies import Copy
 from sidecar.proxy.decision import Decision, Plan
@@ -397,6 +398,8 @@ class Call(Timed):
         else:
             stats = self.down.stats
         stats.observe(status, flag, now - self.started)
+        if cluster is not None and cluster.breaker is not None:
+            breaking.leave(cluster.breaker, self, status, flag)
         if self.plan.decision.has_watchers:
             for step in self.plan.decision.steps[: self.entered]:
                 if step.watches_end:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Final, cast
 
 from sidecar.policy.balance import ANY, Balancer, Latency
 from sidecar.policy.balancing import Assignment, Balance
+from sidecar.policy.breaker import Breaker
 from sidecar.policy.hosts import Group, Health, Level
 from sidecar.policy.retry import Cause, most_retries
 from sidecar.policy.spread import Nobody, home_of, spread
 from sidecar.policy.subset import Subsets
 from sidecar.policy.zones import Home, Locality
-from sidecar.proxy import attempts
+from sidecar.proxy import attempts, breaking
 from sidecar.proxy.care import ConnectionCare, Stalled
 from sidecar.proxy.config import ClusterConfig, Codec, EndpointConfig, Limits, LoadAssignment, Thresholds
 from sidecar.proxy.connect import ConnectError, connect, connect_http1, settled
@@ -297,6 +298,7 @@ class Cluster:
         """True if what a call asks for decides where it goes."""
         self.times_answers = config.balancing.policy is Balance.PEAK_EWMA
         """True if endpoints are chosen by how slow they are."""
+        self.breaker = Breaker(config.breaker, monotonic()) if config.breaker is not None else None
         self.outliers = Outliers(self, config.outlier_detection) if config.outlier_detection is not None else None
         self._assignment = Assignment()
         self._home: Home | None = None
@@ -386,17 +388,20 @@ class Cluster:
         """Take a call in, if the limits allow."""
         call.cluster = self
         decision = call.plan.decision
-        call.load = self.high_load if decision.is_urgent else self.load
+        load = self.high_load if decision.is_urgent else self.load
+        call.load = load
+        load.active += 1
         retry = decision.retry
         if retry is not None and retry.times_tries:
             attempts.of(call, retry)
+        if self.breaker is not None and not breaking.enter(self.breaker, call):
+            return
         self.begin_try(call)
 
     def begin_try(self, call: "Call") -> None:
-        """Send a call to an endpoint, for the first time or again, if the limits allow."""
+        """Send a call to an endpoint, for the first time or again, if the limits allow; it counts as active already."""
         load = call.load
         assert load is not None
-        load.active += 1
         if load.active > load.limits.max_requests:
             self.overflow(call, f"{load.limits.max_requests} calls run already")
             return

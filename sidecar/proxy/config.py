@@ -10,6 +10,7 @@ from typing import Final
 
 from sidecar.http2.connection import Settings
 from sidecar.policy.balancing import Assignment, Balancing, Labels
+from sidecar.policy.breaker import BreakerConfig
 from sidecar.policy.gradient import AdaptiveConcurrency as GradientConfig
 from sidecar.policy.hosts import Health
 from sidecar.policy.outlier import OutlierDetection
@@ -226,6 +227,8 @@ class ClusterConfig:
     thresholds: Thresholds = Thresholds()
     high_thresholds: Thresholds = Thresholds()
     """For calls on routes of priority HIGH."""
+    breaker: BreakerConfig | None = None
+    """The classic breaker; Envoy has none (from the metadata `remora.breaker`)."""
     outlier_detection: OutlierDetection | None = None
     """When an endpoint is taken out of balancing for what it answers; None is never."""
     codec: Codec = Codec.HTTP2

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 
+from sidecar.policy.breaker import Breaker, State
 from sidecar.policy.hosts import Health
 from sidecar.proxy.cluster import Cluster, Endpoint, Load
-from sidecar.telemetry.clusters import ClusterState, EndpointState, LimitState
+from sidecar.telemetry.clusters import BreakerState, ClusterState, EndpointState, LimitState
 
 
 def of_clusters(clusters: Iterable[Cluster]) -> list[ClusterState]:
@@ -26,7 +27,13 @@ def _cluster(cluster: Cluster) -> ClusterState:
         if detector is not None
         else (),
         overflows=detector.overflows if detector is not None else 0,
+        breaker=_breaker(cluster.breaker) if cluster.breaker is not None else None,
     )
+
+
+def _breaker(breaker: Breaker) -> BreakerState:
+    cause = breaker.cause.value if breaker.state is not State.CLOSED and breaker.cause is not None else ""
+    return BreakerState(breaker.state.value, cause, breaker.opened, breaker.refused, breaker.config.is_enforced)
 
 
 def _limits(priority: str, cluster: Cluster, load: Load) -> LimitState:

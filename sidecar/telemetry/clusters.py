@@ -47,6 +47,24 @@ class LimitState:
 
 
 @dataclass(frozen=True, slots=True)
+class BreakerState:
+    """A classic breaker."""
+
+    state: str
+    """`closed`, `open` or `half-open`."""
+    cause: str
+    """Why it is not closed."""
+    opened: int
+    """How often it opened."""
+    refused: int
+    """Calls that it refused, or would have."""
+    is_enforced: bool
+
+    def __str__(self) -> str:
+        return f"{self.state} ({self.cause})" if self.cause else self.state
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterState:
     """One cluster."""
 
@@ -61,8 +79,8 @@ class ClusterState:
     """What detected an outlier, whether it ejected, how often."""
     overflows: int
     """Ejections that the highest share did not allow."""
-    breaker: str = ""
-    """State of its classic breaker; empty if it has none."""
+    breaker: BreakerState | None = None
+    """Its classic breaker, if it has one."""
 
 
 def as_text(clusters: Sequence[ClusterState]) -> str:
@@ -76,7 +94,7 @@ def _lines(cluster: ClusterState) -> Iterator[str]:
     for limit in cluster.limits:
         for resource, value in zip(RESOURCES, limit.limits, strict=True):
             yield f"{name}::{limit.priority}_priority::{resource}::{value}"
-    if cluster.breaker:
+    if cluster.breaker is not None:
         yield f"{name}::breaker::{cluster.breaker}"
     for endpoint in cluster.endpoints:
         place = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
@@ -114,7 +132,7 @@ def _status(cluster: ClusterState) -> dict[str, Any]:
         },
         "observability_name": cluster.name,
     }
-    return {**status, "breaker": cluster.breaker} if cluster.breaker else status
+    return {**status, "breaker": str(cluster.breaker)} if cluster.breaker is not None else status
 
 
 def _host(endpoint: EndpointState) -> dict[str, Any]:

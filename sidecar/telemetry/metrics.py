@@ -182,7 +182,19 @@ def _of_clusters(clusters: Iterable[ClusterState]) -> Iterator[Metric]:
         "How much more a cluster takes of what is limited, where track_remaining is set.",
         labels=["service", "priority", "limit"],
     )
+    open_now = GaugeMetricFamily("remora_breaker_open", "1 while a breaker is not closed.", labels=["service"])
+    opened = CounterMetricFamily("remora_breaker_opened", "Times that a breaker opened.", labels=["service"])
+    refused = CounterMetricFamily(
+        "remora_breaker_refused",
+        "Calls that a breaker refused (mode Enforce), or would have (Shadow).",
+        labels=["service", "mode"],
+    )
     for cluster in clusters:
+        breaker = cluster.breaker
+        if breaker is not None:
+            open_now.add_metric([cluster.service], breaker.state != "closed")
+            opened.add_metric([cluster.service], breaker.opened)
+            refused.add_metric([cluster.service, "Enforce" if breaker.is_enforced else "Shadow"], breaker.refused)
         if cluster.detections or cluster.ejected:
             ejected.add_metric([cluster.service], cluster.ejected)
             overflows.add_metric([cluster.service], cluster.overflows)
@@ -192,7 +204,7 @@ def _of_clusters(clusters: Iterable[ClusterState]) -> Iterator[Metric]:
             for name, most, used in zip(RESOURCES, limit.limits, limit.used, strict=True):
                 if limit.tracks_remaining:
                     remaining.add_metric([cluster.service, limit.priority, name], max(0, most - used))
-    yield from (ejected, found, overflows, remaining)
+    yield from (ejected, found, overflows, remaining, open_now, opened, refused)
 
 
 def _by_status(calls: CallStats) -> Iterator[tuple[int, str, int]]:

@@ -3,12 +3,17 @@
 from typing import Any, Final
 
 from envoy.config.core.v3 import base_pb2
+from google.protobuf import json_format
 
+from proto.mesh.v1 import policy_pb2
+from proto.mesh.v1.resilience_pb2 import CircuitBreakerPolicySpec
+from sidecar.policy.breaker import BreakerConfig
 from sidecar.policy.outlier import OutlierDetection
 from sidecar.proxy.config import Budget, Thresholds
 from sidecar.xds.supported import ConfigError
-from sidecar.xds.values import number_or, seconds_or
+from sidecar.xds.values import number_or, seconds, seconds_or
 
+BREAKER: Final = "remora.breaker"
 PERCENTAGES: Final = (
     "max_ejection_percent",
     "enforcing_consecutive_5xx",
@@ -45,6 +50,34 @@ def thresholds(message: Any, path: str) -> tuple[int, dict[int, Thresholds]]:
             connections = number_or(item, "max_connections", connections)
     unset = Thresholds()
     return connections, {priority: found.get(priority, unset) for priority in (base_pb2.DEFAULT, base_pb2.HIGH)}
+
+
+def breaker(metadata: Any, path: str) -> BreakerConfig | None:
+    """The metadata `remora.breaker` of a cluster: a CircuitBreakerPolicySpec with `mode` and `breaker`, as JSON."""
+    if BREAKER not in metadata.filter_metadata:
+        return None
+    spec = CircuitBreakerPolicySpec()
+    place = f"{path}.filter_metadata[{BREAKER}]"
+    try:
+        json_format.ParseDict(json_format.MessageToDict(metadata.filter_metadata[BREAKER]), spec)
+    except json_format.ParseError as error:
+        raise ConfigError(place, f"is no CircuitBreakerPolicySpec: {error} (RMR0144)") from None
+    given, base = spec.breaker, BreakerConfig()
+    open_s = seconds_or(given, "open", base.open_s)
+    window_s = seconds_or(given, "window", base.window_s)
+    if open_s <= 0 or window_s <= 0:
+        raise ConfigError(f"{place}.breaker", "open and window must be above 0 (RMR0144)")
+    return BreakerConfig(
+        window_s=window_s,
+        minimum_calls=given.minimum_calls or base.minimum_calls,
+        failure_percent=float(given.failure_percent or base.failure_percent),
+        slow_s=seconds(given.slow_call),
+        slow_percent=float(given.slow_percent or base.slow_percent),
+        open_s=open_s,
+        max_open_s=seconds_or(given, "max_open", max(base.max_open_s, open_s)),
+        probes=given.probes or base.probes,
+        is_enforced=spec.mode == policy_pb2.Enforce,
+    )
 
 
 def outlier_detection(message: Any, path: str) -> OutlierDetection:

@@ -461,6 +461,7 @@ def cluster(message: Any) -> ClusterConfig:
         max_connections=max_connections,
         thresholds=thresholds[base_pb2.DEFAULT],
         high_thresholds=thresholds[base_pb2.HIGH],
+        breaker=breakers.breaker(message.metadata, f"{path}.metadata"),
         outlier_detection=breakers.outlier_detection(message.outlier_detection, f"{path}.outlier_detection")
         if message.HasField("outlier_detection")
         else None,

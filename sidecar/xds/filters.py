@@ -55,6 +55,9 @@ def http_filters(filters: Any, path: str) -> tuple[HttpFilter, ...]:
         if not is_last:
             # Without a bucket it does something only where a host or a route gives it one (as in Envoy).
             is_idle = kind == "LocalRateLimit" and not message.HasField("token_bucket")
+            is_idle = is_idle or (
+                kind == "HTTPFault" and not message.HasField("delay") and not message.HasField("abort")
+            )
             found.append(HttpFilter(http_filter.name, None if is_idle else _READERS[kind](message, place)))
     if not filters:
         raise ConfigError(f"{path}.http_filters", "the router is missing (RMR0109)")

@@ -266,7 +266,7 @@ FIELDS: Final[dict[str, str]] = {
     _ROUTE + "RetryPolicy.RetryHostPredicate": "name typed_config",
     "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate": "",
     _CLUSTER
-    + "Cluster": "outlier_detection name type connect_timeout lb_policy load_assignment eds_cluster_config circuit_breakers "
+    + "Cluster": "metadata outlier_detection name type connect_timeout lb_policy load_assignment eds_cluster_config circuit_breakers "
     "typed_extension_protocol_options common_lb_config transport_socket transport_socket_matches per_connection_buffer_limit_bytes "
     "round_robin_lb_config least_request_lb_config ring_hash_lb_config maglev_lb_config lb_subset_config "
     "load_balancing_policy",

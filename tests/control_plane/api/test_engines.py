@@ -87,6 +87,34 @@ metadata: {name: all, namespace: office}
 spec: {algorithm: Maglev, hashOn: [{header: x-user}]}
 ---
 apiVersion: remora.dev/v1
+kind: CircuitBreakerPolicy
+metadata: {name: break, namespace: shop}
+spec:
+  limits: {maxConnections: 5, maxPendingRequests: 6, maxRequests: 7000, retryBudgetPercent: 30}
+  ejection: {consecutiveErrors: 3, interval: 1s, baseTime: 2s, maxTime: 3s, maxPercent: 90, failurePercent: 60, minimumCalls: 9}
+  breaker: {failurePercent: 99, minimumCalls: 10000, window: 1s, slowCall: 9s, slowPercent: 70, open: 1s, maxOpen: 2s, probes: 2}
+---
+apiVersion: remora.dev/v1
+kind: CircuitBreakerPolicy
+metadata: {name: look, namespace: office}
+spec: {mode: Shadow, ejection: {}, breaker: {}, limits: {}}
+---
+apiVersion: remora.dev/v1
+kind: RetryPolicy
+metadata: {name: again, namespace: shop}
+spec: {on: [Reset, Unavailable, ResourceExhausted], retries: 3, idempotencyKey: x-key, perTryTimeout: 20s, backoff: 5ms, maxBackoff: 7ms}
+---
+apiVersion: remora.dev/v1
+kind: TimeoutPolicy
+metadata: {name: late, namespace: shop}
+spec: {request: 30s, idle: 40s}
+---
+apiVersion: remora.dev/v1
+kind: FaultPolicy
+metadata: {name: fault, namespace: shop}
+spec: {headers: {x-fault: "yes"}, delay: {duration: 1ms, percent: 0.5}, abort: {status: ABORTED}, maxActive: 3}
+---
+apiVersion: remora.dev/v1
 kind: RateLimitPolicy
 metadata: {name: limit, namespace: shop}
 spec: {targetRefs: [{name: cart}], requests: 100000, interval: 50ms, burst: 1}

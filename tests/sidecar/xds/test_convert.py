@@ -11,6 +11,7 @@ import pytest
 from sidecar.http2.connection import Settings
 from sidecar.policy.balance import SlowStart
 from sidecar.policy.balancing import Balance, Balancing
+from sidecar.policy.breaker import BreakerConfig
 from sidecar.policy.gradient import AdaptiveConcurrency as Gradient
 from sidecar.policy.hosts import Health
 from sidecar.policy.outlier import OutlierDetection
@@ -203,6 +204,11 @@ REFUSED: Final[dict[str, tuple[str, Any, str]]] = {
         f"{CLUSTER}[0].circuit_breakers.thresholds[0].priority",
         "HIGH",
         "cluster[stock].circuit_breakers.thresholds[0].max_connections: priorities share connections",
+    ),
+    "a breaker that is none": (
+        f"{CLUSTER}[0].metadata.filter_metadata.remora/breaker.breaker.probes",
+        "many",
+        "cluster[stock].metadata.filter_metadata[remora.breaker]: is no CircuitBreakerPolicySpec: ",
     ),
     "ejection that never ends its first interval": (
         f"{CLUSTER}[0].outlier_detection.interval",
@@ -409,6 +415,7 @@ def test_clusters(tmp_path: Path) -> None:
         max_connections=5,
         thresholds=Thresholds(6, 7, 8, Budget(25.0, 4), tracks_remaining=True),
         high_thresholds=Thresholds(max_requests=9),
+        breaker=BreakerConfig(window_s=3.0, failure_percent=40.0, is_enforced=False),
         outlier_detection=OutlierDetection(
             consecutive_5xx=11,
             consecutive_gateway_failure=12,
@@ -731,7 +738,7 @@ def test_what_routes_change_and_answer(tmp_path: Path) -> None:
         Route(
             RouteMatch(folder=b"/folder", headers=(contains, between)),
             stock,
-            rewrite=Rewrite(pattern="(a)", substitution=r"\g<1>\\", host_pattern="/(.)", host_substitution=r"\g<1>"),
+            rewrite=Rewrite(pattern="(a)", substitution=r"\1\\", host_pattern="/(.)", host_substitution=r"\1"),
         ),
         Route(
             RouteMatch(prefix=b"/h"),
