@@ -65,10 +65,12 @@ class Moved:
     calls: Set[Key]
     """Services that may be called and changed, that may be called now, or may no more."""
 
+    come_or_gone: Set[Key] = frozenset()
+    """Of those, the ones that may be called now and could not before, or the other way round."""
+
     def rerouted(self, in_mesh: Set[Key]) -> Set[Key]:
         """Services the ways to which are others now; `in_mesh` are those whose ways changed for everybody."""
-        come_or_gone = self.before.calls.by_name.keys() ^ self.after.calls.by_name.keys()
-        return (self.calls & in_mesh) | come_or_gone
+        return (self.calls & in_mesh) | self.come_or_gone
 
 
 class Reach:
@@ -83,7 +85,7 @@ class Reach:
         before = self.parts
         if self._called is None:
             self.parts = parts(step.mesh, None)
-            return Moved(before, self.parts, step.touched, step.touched)
+            return Moved(before, self.parts, step.touched, step.touched)  # what has come or gone was touched, too
         if step.touched.isdisjoint(self._called) and step.touched.isdisjoint(before.backs.by_name):
             return None
         self.parts = parts(step.mesh, self._called)
@@ -92,6 +94,7 @@ class Reach:
             self.parts,
             _moved(step.touched, before.backs, self.parts.backs),
             _moved(step.touched, before.calls, self.parts.calls),
+            before.calls.by_name.keys() ^ self.parts.calls.by_name.keys(),
         )
 
 
