@@ -332,13 +332,14 @@ class Mesh:
             process.until("registered as")
         return process
 
-    def caller(self, engine: str = "remora", service: str = "caller") -> Caller:
-        """A client inside the mesh; one for an engine and a service."""
+    def caller(self, engine: str = "remora", service: str = "caller", locality: str = "") -> Caller:
+        """A client inside the mesh; one for an engine, a service and a locality."""
         from tests.end_to_end.programs import schema
 
-        key = f"{service} {engine}"
+        key = f"{service} {engine} {locality}"
         if key not in self._callers:
-            process = self.run(service, sys.executable, "-c", _SAY_PROXY, options=("--engine", engine))
+            options = ("--engine", engine, *(("--locality", locality) if locality else ()))
+            process = self.run(service, sys.executable, "-c", _SAY_PROXY, options=options)
             self._callers[key] = Caller(process, schema)
         return self._callers[key]
 

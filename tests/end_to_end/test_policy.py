@@ -103,6 +103,28 @@ def test_both_engines_send_a_user_to_the_same_instance(guests: Mesh) -> None:
         assert {caller.says(stub) for _ in range(40)} <= {"one", "two", "three"}
 
 
+def test_calls_stay_near_and_fail_over_in_the_order_that_is_named(guests: Mesh) -> None:
+    """Instances of the caller's own service run in two zones, as those of the service that it calls do."""
+    for service, name, zone in (("home", "h1", "a"), ("home", "h2", "b"), ("near", "here", "a")):
+        guests.echo(name, service, options=("--locality", f"eu/{zone}"), is_awaited=False)
+    there = guests.echo("there", "near", options=("--locality", "eu/b"))
+    guests.until_healthy("h1", "h2", service="home")
+    guests.until_healthy("here", "there", service="near")
+    callers = [guests.caller(engine, "home", "eu/a") for engine in ("remora", "envoy")]
+    stubs = [caller.stub("near:80") for caller in callers]
+
+    def heard(calls: int = 40) -> list[set[str]]:
+        return [{caller.says(stub) for _ in range(calls)} for caller, stub in zip(callers, stubs, strict=True)]
+
+    assert heard() == [{"here", "there"}] * 2
+    guests.apply(BALANCING.format(service="near", more="preferZone: true"), "--wait")
+    assert heard() == [{"here"}] * 2
+    guests.apply(BALANCING.format(service="near", more="failover: [eu/b, eu/a]"), "--wait")
+    assert heard() == [{"there"}] * 2
+    there.stop()
+    assert heard() == [{"here"}] * 2
+
+
 @pytest.mark.parametrize("engine", ["remora", "envoy"])
 def test_a_route_to_a_service_that_is_not_there_yet_waits_for_it(guests: Mesh, engine: str) -> None:
     """Order does not matter: the route is stored and says so, calls are told, and flow once the service is there."""
