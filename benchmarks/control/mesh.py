@@ -7,8 +7,9 @@ from typing import Final
 from zlib import crc32
 
 from control_plane.registry import keys
+from control_plane.registry.format import settle
+from control_plane.registry.registry import record
 from control_plane.store import open_store
-from control_plane.store.contract import Put
 from proto.mesh.v1 import api_pb2, service_pb2
 
 NAMESPACE: Final = "default"
@@ -94,9 +95,11 @@ async def seed(folder: Path, services: int) -> None:
     """Write a mesh into an embedded store, as if its instances had registered, without leases: they stay."""
     store = await open_store(str(folder))
     try:
+        await settle(store)
         puts = [
-            Put(keys.instance(NAMESPACE, item.service, item.id), item.SerializeToString(deterministic=True))
+            op
             for item in instances(services)
+            for op in record(item, keys.instance(NAMESPACE, item.service, item.id), 0)
         ]
         for at in range(0, len(puts), _TXN_ITEMS):
             await store.txn((), puts[at : at + _TXN_ITEMS])

@@ -16,12 +16,14 @@ from typing import Final
 from control_plane.registry import keys
 from control_plane.registry.registry import record
 from control_plane.registry.state import Unreadable, read_instance
-from control_plane.store.contract import Compare, Put, Store, StoreError
+from control_plane.store.contract import MAX_TXN_OPS, Compare, Put, Store, StoreError
 
 log = logging.getLogger("remora.registry")
 
 VERSION: Final = 2
 MAX_ATTEMPTS: Final = 5
+_AT_ONCE: Final = MAX_TXN_OPS // 2
+"""Instances; each is compared twice."""
 
 
 class NewerStore(StoreError):
@@ -62,6 +64,7 @@ def _number(value: bytes) -> int:
 
 async def _with_roster(store: Store) -> None:
     """1 to 2: instances that registered before there was a roster."""
+    changes: list[tuple[list[Compare], list[Put]]] = []
     for item in (await store.range(keys.INSTANCES)).items:
         try:
             instance = read_instance(item)
@@ -71,7 +74,14 @@ async def _with_roster(store: Store) -> None:
         # The roster has only those who do not leave; a fresher record has its line already.
         lines = [op for op in record(instance, item.key, item.lease) if isinstance(op, Put) and op.key != item.key]
         if lines:
-            await store.txn([Compare(item.key, item.mod_revision), Compare(lines[0].key, 0)], lines)
+            changes.append(([Compare(item.key, item.mod_revision), Compare(lines[0].key, 0)], lines))
+    # Many in one transaction: of one each, a fleet would take longer than anybody waits for a control plane to start.
+    for at in range(0, len(changes), _AT_ONCE):
+        batch = changes[at : at + _AT_ONCE]
+        compares = [compare for each, _ in batch for compare in each]
+        if not (await store.txn(compares, [put for _, lines in batch for put in lines])).succeeded:
+            for each, lines in batch:  # one of them has changed meanwhile; that is no reason to leave out the others
+                await store.txn(each, lines)
 
 
 _STEPS: Final[dict[int, Callable[[Store], Awaitable[None]]]] = {1: _with_roster}

@@ -65,6 +65,16 @@ async def test_a_store_of_the_first_release_gets_its_roster(store: Store) -> Non
     }
 
 
+async def test_a_fleet_is_brought_up_in_few_transactions(store: Store) -> None:
+    records = [instance(f"i{number}") for number in range(200)]
+    for at in range(0, 200, 100):
+        await store.txn((), records[at : at + 100])
+    before = (await store.range(b"")).revision
+    await settle(store)
+    assert len((await store.range(keys.ROSTER)).items) == 200
+    assert (await store.range(b"")).revision - before <= 5, "each of them is waited for until it is on the disk"
+
+
 async def test_a_migration_that_was_interrupted_goes_on_and_two_at_once_do_no_harm(store: Store) -> None:
     fresher = instance("a", service_pb2.UNHEALTHY).value
     await store.txn((), [instance("a"), instance("b"), Put(keys.roster("shop", "cart", "a"), fresher)])
