@@ -4,11 +4,11 @@ A request is edited once per distinct header block, when its plan is made; a res
 call whose blocks were seen before pays one look-up for it.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Final
 
 from sidecar.http2 import headers
+from sidecar.policy import pattern
 from sidecar.proxy.config import (
     HeaderChanges,
     OnExisting,
@@ -128,8 +128,7 @@ def rewritten_path(path: bytes, rewrite: Rewrite, matched: bytes | None) -> byte
         rest = bare[len(matched) :] if matched is not None else b""
         return rewrite.prefix + rest + mark + query
     if rewrite.pattern is not None:
-        text = re.sub(rewrite.pattern, rewrite.substitution, bare.decode("latin-1"))
-        return text.encode("latin-1") + mark + query
+        return pattern.replace(rewrite.pattern, rewrite.substitution, bare) + mark + query
     return path
 
 
@@ -140,8 +139,7 @@ def _host(fields: Sequence[_Field], rewrite: Rewrite, path: bytes) -> bytes | No
     if rewrite.host_header is not None:
         return _value(fields, rewrite.host_header) or None
     if rewrite.host_pattern is not None:
-        bare = path.partition(b"?")[0].decode("latin-1")
-        return re.sub(rewrite.host_pattern, rewrite.host_substitution, bare).encode("latin-1")
+        return pattern.replace(rewrite.host_pattern, rewrite.host_substitution, path.partition(b"?")[0])
     return None
 
 

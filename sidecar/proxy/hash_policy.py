@@ -4,12 +4,11 @@ The parts that a header block holds are hashed once per distinct block, in its p
 address, a cookie that is yet to be given), a call costs a hash or two more.
 """
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sidecar.http2 import headers
-from sidecar.policy import hashing
+from sidecar.policy import hashing, pattern
 from sidecar.policy.balance import Wish
 from sidecar.proxy.config import HashPolicy, HashSource, Route
 from sidecar.proxy.limit_actions import FORWARDED_FOR, remote_address
@@ -80,8 +79,7 @@ def _part(policy: HashPolicy, values: dict[bytes, list[bytes]]) -> int | _Later 
 def _rewritten(policy: HashPolicy, value: bytes) -> bytes:
     if policy.rewrite is None:
         return value
-    pattern, substitution = policy.rewrite
-    return re.sub(pattern, substitution, value.decode("latin-1")).encode("latin-1")
+    return pattern.replace(*policy.rewrite, value)
 
 
 def _cookie(text: bytes, name: bytes) -> bytes:

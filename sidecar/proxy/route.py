@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from sidecar.policy import pattern
 from sidecar.proxy.config import HeaderMatch, RetryPolicy, Route, RouteMatch, RouteTable, VirtualHost
 
 _WHOLE_NUMBER: Final = re.compile(rb"\s*[+-]?[0-9]{1,18}\s*")
@@ -54,7 +55,7 @@ def value_holds(match: HeaderMatch, value: bytes) -> bool:
     if match.between is not None:
         return _WHOLE_NUMBER.fullmatch(value) is not None and match.between[0] <= int(value) < match.between[1]
     assert match.regex is not None
-    return re.fullmatch(match.regex, value.decode("latin-1")) is not None
+    return pattern.matches(match.regex, value)
 
 
 def _query(path: bytes) -> dict[bytes, list[bytes]]:
@@ -76,7 +77,7 @@ def _path_holds(match: RouteMatch, path: bytes) -> bool:
     if match.folder is not None:
         return path.startswith(match.folder) and path[len(match.folder) : len(match.folder) + 1] in (b"", b"/")
     assert match.regex is not None
-    return re.fullmatch(match.regex, path.decode("latin-1")) is not None
+    return pattern.matches(match.regex, path)
 
 
 def _route_holds(route: Route, request: Request) -> bool:

@@ -7,7 +7,6 @@ the old one, new ones get the new one. The keys are read from anonymous memory, 
 
 import ipaddress
 import os
-import re
 import ssl
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from functools import lru_cache
 from time import time
 from typing import Any, Final, TypeAlias, cast
 
+from sidecar.policy import pattern
 from sidecar.proxy.config import (
     ClusterConfig,
     EndpointConfig,
@@ -216,7 +216,7 @@ def _holds(match: SanMatch, value: str) -> bool:
     if match.suffix is not None:
         return value.endswith(wanted or "")
     assert match.regex is not None
-    return re.fullmatch(match.regex, value) is not None
+    return pattern.matches(match.regex, value.encode())
 
 
 def _wildcard_holds(pattern: str, name: str) -> bool:

@@ -11,7 +11,7 @@ from sidecar.policy.balance import SlowStart
 from sidecar.policy.balancing import Balance, Balancing, Fallback, Labels, Selector, Subsetting, ZoneAware
 from sidecar.proxy.config import HashPolicy, HashSource
 from sidecar.xds.supported import ConfigError, is_known, unpack
-from sidecar.xds.values import number_or, regex, seconds
+from sidecar.xds.values import number_or, rewriting, seconds
 
 MAX_RING: Final = 8 * 1024 * 1024
 MAX_TABLE: Final = 5_000_011
@@ -220,7 +220,7 @@ def _hash_policy(message: Any, path: str) -> HashPolicy:
                 HashSource.HEADER,
                 message.header.header_name.lower().encode(),
                 terminal,
-                rewrite=(regex(rewrite.pattern, f"{path}.header.regex_rewrite.pattern"), rewrite.substitution)
+                rewrite=rewriting(rewrite, f"{path}.header.regex_rewrite")
                 if message.header.HasField("regex_rewrite")
                 else None,
             )
@@ -292,6 +292,8 @@ def _peak_ewma_extension(base: Balancing, message: Any, path: str) -> Balancing:
     return replace(
         base,
         policy=Balance.PEAK_EWMA,
+        is_locality_weighted=message.is_locality_weighted,
+        zone_aware=ZoneAware(1.0 if message.min_zoned else 0.0, message.min_zoned),
         first_latency_s=positive("first_latency", base.first_latency_s),
         decay_s=positive("decay", base.decay_s),
         penalty_s=positive("penalty", base.penalty_s),

@@ -17,7 +17,7 @@ from sidecar.proxy.config import (
     ValuePart,
 )
 from sidecar.xds.supported import ConfigError
-from sidecar.xds.values import fraction, regex
+from sidecar.xds.values import fraction, rewriting
 
 _Option: Final = base_pb2.HeaderValueOption
 _ON_EXISTING: Final = {
@@ -88,31 +88,16 @@ def _value(text: str, kind: str, path: str) -> tuple[ValuePart, ...]:
     return tuple(parts)
 
 
-def _substitution(text: str) -> str:
-    r"""RE2's form of a replacement to Python's: \1 is a group, \0 all, \\ a backslash."""
-    return re.sub(r"\\(.)", lambda found: r"\\" if found[1] == "\\" else rf"\g<{found[1]}>", text)
-
-
-def _regex_rewrite(message: Any, path: str) -> tuple[str, str]:
-    pattern = regex(message.pattern, f"{path}.pattern")
-    groups = [int(number) for number in re.findall(r"\\([0-9])", message.substitution)]
-    if max(groups, default=0) > re.compile(pattern).groups:
-        raise ConfigError(f"{path}.substitution", f'"{message.substitution}" names a group that is not there (RMR0104)')
-    return pattern, _substitution(message.substitution)
-
-
 def rewrite(action: Any, path: str) -> Rewrite | None:
     """The rewrites of a route.v3.RouteAction."""
     pattern = substitution = host_pattern = host_substitution = None
     if action.prefix_rewrite and action.HasField("regex_rewrite"):
         raise ConfigError(f"{path}.prefix_rewrite", "goes not with regex_rewrite (RMR0128)")
     if action.HasField("regex_rewrite"):
-        pattern, substitution = _regex_rewrite(action.regex_rewrite, f"{path}.regex_rewrite")
+        pattern, substitution = rewriting(action.regex_rewrite, f"{path}.regex_rewrite")
     host = action.WhichOneof("host_rewrite_specifier")
     if host == "host_rewrite_path_regex":
-        host_pattern, host_substitution = _regex_rewrite(
-            action.host_rewrite_path_regex, f"{path}.host_rewrite_path_regex"
-        )
+        host_pattern, host_substitution = rewriting(action.host_rewrite_path_regex, f"{path}.host_rewrite_path_regex")
     if not action.prefix_rewrite and pattern is None and host is None:
         return None
     return Rewrite(
@@ -133,7 +118,7 @@ def redirect(message: Any, path: str) -> Redirect:
     if form == "prefix_rewrite":
         change = Rewrite(prefix=message.prefix_rewrite.encode())
     elif form == "regex_rewrite":
-        pattern, substitution = _regex_rewrite(message.regex_rewrite, f"{path}.regex_rewrite")
+        pattern, substitution = rewriting(message.regex_rewrite, f"{path}.regex_rewrite")
         change = Rewrite(pattern=pattern, substitution=substitution)
     return Redirect(
         status=_REDIRECT_CODES[message.response_code],

@@ -1,8 +1,9 @@
 """Small values inside Envoy's messages."""
 
-import re
 from typing import Any, Final
 
+from sidecar.policy import pattern
+from sidecar.policy.pattern import PatternError
 from sidecar.xds.supported import ConfigError
 
 _DENOMINATORS: Final = {0: 100, 1: 10_000, 2: 1_000_000}
@@ -26,10 +27,20 @@ def number_or(message: Any, field: str, unset: int) -> int:
 def regex(matcher: Any, path: str) -> str:
     """A RegexMatcher's pattern. Raises ConfigError."""
     try:
-        re.compile(matcher.regex)
-    except re.error as error:
+        pattern.check(matcher.regex)
+    except PatternError as error:
         raise ConfigError(f"{path}.regex", f'"{matcher.regex}" is no regular expression: {error} (RMR0104)') from None
     return str(matcher.regex)
+
+
+def rewriting(message: Any, path: str) -> tuple[str, str]:
+    """A RegexMatchAndSubstitute's pattern and what takes the place of each match. Raises ConfigError."""
+    found = regex(message.pattern, f"{path}.pattern")
+    try:
+        pattern.check_substitution(found, message.substitution)
+    except PatternError as error:
+        raise ConfigError(f"{path}.substitution", f'"{message.substitution}": {error} (RMR0104)') from None
+    return found, str(message.substitution)
 
 
 def fraction(message: Any) -> float:
