@@ -18,7 +18,7 @@ from envoy.config.core.v3 import base_pb2
 from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
 
-from sidecar.proxy.config import Configuration, RouteTable
+from sidecar.proxy.config import Configuration, Direction, ListenerConfig, RouteTable
 from sidecar.proxy.listener import ListenError
 from sidecar.proxy.proxy import Proxy
 from sidecar.telemetry.stats import Stats
@@ -48,6 +48,7 @@ CONNECT_S: Final = 3.0
 """A control plane that takes the connection and says nothing is left after so long."""
 KEPT_AFTER_S: Final = 2.0
 """What is kept on disk is used if nothing has come so long after the start; at once when a control plane cannot be reached."""
+PROGRAM_POLL_S: Final = 0.1
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 KEEPALIVE: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -110,6 +111,10 @@ class AdsClient:
         self._changing = asyncio.Lock()
         self._has_looked = False
         """At what is kept on disk."""
+        self._is_kept = asyncio.Event()
+        """What is kept on disk has been put in force."""
+        self._waits_for_program = False
+        """Inbound calls are not taken yet."""
         self._is_open = False
         self._chance = Random()
         self._chance.shuffle(self._targets)  # so that sidecars spread over the control planes
@@ -129,7 +134,7 @@ class AdsClient:
             await asyncio.gather(*background, return_exceptions=True)
 
     def _background(self) -> list[Coroutine[Any, Any, None]]:
-        return [self._keeper.run(), self._use_kept_in_time()] if self._keeper is not None else []
+        return [self._keeper.run(), self._use_kept_in_time(), self._let_in()] if self._keeper is not None else []
 
     async def _run(self) -> None:
         failures = 0
@@ -176,6 +181,8 @@ class AdsClient:
             found = await self._keeper.restore()
             if found is None:
                 return
+            # Callers may still have this instance among the healthy ones, and its program may be about to start.
+            self._waits_for_program = not await self._program_listens()
             before = self._in_force()
             try:
                 self._take_over(found)
@@ -183,8 +190,10 @@ class AdsClient:
             except (ConfigError, ListenError) as error:
                 self._put_back(before)
                 self._name_again()
+                self._waits_for_program = False
                 self._keeper.refuse(str(error))
                 return
+            self._is_kept.set()
             self._keeper.is_in_force = True
             log.warning(
                 "no control plane answers yet: going by the configuration of %s, known to be current until %d s ago",
@@ -197,6 +206,35 @@ class AdsClient:
                         self._ask(self._types[url])
             if self._secrets.has_all:
                 self._is_ready.set()
+
+    async def _let_in(self) -> None:
+        """Take inbound calls by what was kept once there is a program for them: until then callers try another instance."""
+        await self._is_kept.wait()
+        while self._waits_for_program:
+            if await self._program_listens():
+                async with self._changing:
+                    self._waits_for_program = False
+                    try:
+                        await self._apply()
+                    except (ConfigError, ListenError) as error:
+                        log.error("inbound calls cannot be taken yet: %s", error)
+            else:
+                await asyncio.sleep(PROGRAM_POLL_S)
+
+    async def _program_listens(self) -> bool:
+        """Also true if there is no program."""
+        fields = self._node.metadata.fields
+        port = int(fields["app_port"].number_value) if "app_port" in fields else 0
+        host = fields["app_address"].string_value if "app_address" in fields else "127.0.0.1"
+        if not port:
+            return True
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                _, writer = await asyncio.open_connection(host, port)
+        except OSError:  # TimeoutError is one
+            return False
+        writer.close()
+        return True
 
     def _take_over(self, found: Snapshot) -> None:
         for each in self._types.values():
@@ -376,8 +414,11 @@ class AdsClient:
         def items(url: str) -> tuple[Any, ...]:
             return tuple(item for _, item in self._types[url].resources.values())
 
+        def is_open(listener: ListenerConfig) -> bool:
+            return not (self._waits_for_program and listener.direction is Direction.INBOUND)
+
         return Configuration(
-            listeners=self._static.listeners + items(LISTENER),
+            listeners=self._static.listeners + tuple(filter(is_open, items(LISTENER))),
             clusters=self._static.clusters + items(CLUSTER),
             route_tables=items(ROUTES),
             endpoints=items(ENDPOINTS),

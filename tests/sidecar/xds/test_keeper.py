@@ -18,7 +18,7 @@ from sidecar.xds.client import AdsClient
 from sidecar.xds.keeper import Keeper
 from tests.ports import free_ports
 from tests.sidecar.running import backends, call, dial, origin, running
-from tests.sidecar.xds.ads import Ads, bootstrap, eds_cluster, endpoints
+from tests.sidecar.xds.ads import Ads, bootstrap, eds_cluster, endpoints, listener, routes
 from tests.sidecar.xds.test_client import configured
 from tests.waiting import eventually_async
 
@@ -116,6 +116,38 @@ async def test_a_control_plane_that_answers_goes_before_what_is_kept(tmp_path: P
             await asyncio.wait_for(it.ready.wait(), 5)
             assert origin(await call(await dial(port))) == "b"
             assert not it.keeper.is_in_force
+
+
+async def test_inbound_calls_are_not_taken_by_what_is_kept_before_the_program_listens(tmp_path: Path) -> None:
+    """Callers may still believe that the instance is there: a connection that is refused sends them to another one."""
+    inbound, outbound, program = free_ports(3)
+    document = bootstrap(0)
+    document["node"]["metadata"] = {"app_address": "127.0.0.1", "app_port": program}
+    async with control_plane() as ads, backends("a") as [a]:
+        document["static_resources"]["clusters"][0]["load_assignment"]["endpoints"] = endpoints("", ads.port)[
+            "endpoints"
+        ]
+        async with sidecar(document, tmp_path / "kept") as it:
+            await ads.request("cds")
+            ads.send("cds", "1", eds_cluster("stock"))
+            await ads.request("eds", names=("stock",))
+            ads.send("eds", "1", endpoints("stock", a.port))
+            await ads.request("lds")
+            in_ = {**listener("in", inbound, "out"), "traffic_direction": "INBOUND"}
+            ads.send("lds", "1", in_, listener("out", outbound, "out"))
+            await ads.request("rds", names=("out",))
+            await ads.request("rds", ads.send("rds", "1", routes("out", "stock")))
+            assert origin(await call(await dial(inbound))) == "a", "told by a control plane, it is there at once"
+        await ads.stop()
+        async with sidecar(document, tmp_path / "kept") as it:
+            await asyncio.wait_for(it.ready.wait(), 5)
+            assert origin(await call(await dial(outbound))) == "a", "the program may call while it starts"
+            with pytest.raises(ConnectionRefusedError):
+                await dial(inbound)
+            server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", program)
+            await eventually_async(lambda: "in" in it.proxy.listeners)
+            assert origin(await call(await dial(inbound))) == "a"
+            server.close()
 
 
 @pytest.mark.parametrize("fault", ["damaged", "foreign", "unsupported"])
