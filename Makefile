@@ -12,7 +12,7 @@ HOT := $(shell sed -n 's/^ *"\(sidecar.*\.py\)",$$/\1/p' setup.py)
 COMPILED := build/compiled/.stamp
 
 
-.PHONY: help install compile tools proto demo demo-picture test test-pure test-slow test-transactions lint bench bench-control clean lock
+.PHONY: help install compile tools proto demo demo-picture test test-pure test-slow test-transactions lint bench bench-control bench-transactions clean lock
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -78,6 +78,14 @@ bench: install tools ## CPU per RPC against Envoy, HAProxy and nginx, interleave
 
 bench-control: install ## change to last ACK of the control plane against go-control-plane, interleaved in one run
 	@$(BIN)/python -m benchmarks.control
+
+bench-transactions: install .tools/bin/dtm ## transactions a second, CPU and durable writes against DTM, and the bookstore's five ways
+	@$(BIN)/python -m benchmarks.transactions
+
+.tools/bin/dtm: benchmarks/transactions/dtm/go.mod
+	@if command -v go >/dev/null 2>&1; then echo "building DTM (some minutes: it brings a driver for everything)"; \
+	  GOFLAGS=-mod=mod go build -C benchmarks/transactions/dtm -o $(CURDIR)/$@ github.com/dtm-labs/dtm || echo "DTM could not be built: it is left out"; \
+	else echo "no Go: DTM is left out"; fi
 
 lock: ## renew requirements.lock (needs uv)
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-header -o requirements.lock

@@ -9,6 +9,10 @@
     async with coordinator.tcc(order_id) as tcc:                         # leaving confirms; an exception cancels
         reply = await tcc.call("debit", f"{ACCOUNTS}/Reserve", request, confirm=..., cancel=..., reply=ReserveReply)
 
+    tcc = coordinator.tcc(order_id).plan("debit", ..., confirm=..., cancel=...).plan("take", ...)
+    async with tcc:                                                      # the same with one write for all branches
+        await tcc.attempt("debit")
+
     async with coordinator.xa(order_id) as xa:                           # leaving commits; an exception rolls back
         await xa.call("debit", f"{ACCOUNTS}/Charge", request)
 
@@ -170,6 +174,7 @@ class _TwoPhases:
         self._mode = mode
         self._options = options
         self._first: list[pb.Branch] = []
+        self._planned: dict[str, tuple[Op, str, Request]] = {}
 
     async def __aenter__(self) -> Self:
         request = pb.BeginRequest(gid=self.gid, mode=self._mode, branches=self._first, options=self._options)
@@ -191,6 +196,20 @@ class _TwoPhases:
                 await self._coordinator.stub.Abort(request, timeout=CALL_TIMEOUT_S)
         except grpc.aio.AioRpcError:
             pass  # then its time-out takes it back
+
+    def _announce(self, branch: pb.Branch, op: Op, target: str, request: Request) -> Self:
+        self._first.append(branch)
+        self._planned[branch.name] = op, target, request
+        return self
+
+    @overload
+    async def attempt(self, name: str, *, reply: type[R]) -> R: ...
+    @overload
+    async def attempt(self, name: str, *, reply: None = None) -> bytes: ...
+    async def attempt(self, name: str, *, reply: type[R] | None = None) -> R | bytes:
+        """Call a branch that was planned. Raises grpc.aio.AioRpcError: ABORTED if it is refused."""
+        op, target, request = self._planned[name]
+        return await self._forward(name, op, target, request, reply)
 
     async def _enlist(self, branch: pb.Branch) -> None:
         request = pb.AddBranchRequest(gid=self.gid, branches=[branch])
@@ -216,6 +235,21 @@ class _TwoPhases:
 class Tcc(_TwoPhases):
     """See `Transactions.tcc`."""
 
+    def plan(
+        self,
+        name: str,
+        target: str,
+        request: Request,
+        *,
+        confirm: str,
+        cancel: str,
+        confirm_request: Request | None = None,
+        cancel_request: Request | None = None,
+    ) -> Self:
+        """Announce a branch before it is begun: it costs no write of its own. `attempt` tries it."""
+        branch = _tcc_branch(name, request, confirm, cancel, confirm_request, cancel_request)
+        return self._announce(branch, Op.TRY, target, request)
+
     @overload
     async def call(
         self, name: str, target: str, request: Request, *, confirm: str, cancel: str,
@@ -239,17 +273,32 @@ class Tcc(_TwoPhases):
         reply: type[R] | None = None,
     ) -> R | bytes:
         """Try a branch. Raises grpc.aio.AioRpcError: ABORTED if it is refused."""
-        branch = pb.Branch(
-            name=name,
-            finish=_call(confirm, request if confirm_request is None else confirm_request),
-            undo=_call(cancel, request if cancel_request is None else cancel_request),
-        )
-        await self._enlist(branch)
+        await self._enlist(_tcc_branch(name, request, confirm, cancel, confirm_request, cancel_request))
         return await self._forward(name, Op.TRY, target, request, reply)
+
+
+def _tcc_branch(
+    name: str,
+    request: Request,
+    confirm: str,
+    cancel: str,
+    confirm_request: Request | None,
+    cancel_request: Request | None,
+) -> pb.Branch:
+    return pb.Branch(
+        name=name,
+        finish=_call(confirm, request if confirm_request is None else confirm_request),
+        undo=_call(cancel, request if cancel_request is None else cancel_request),
+    )
 
 
 class Xa(_TwoPhases):
     """See `Transactions.xa`."""
+
+    def plan(self, name: str, target: str, request: Request) -> Self:
+        """Announce a branch before it is begun: it costs no write of its own. `attempt` prepares it."""
+        branch = pb.Branch(name=name, finish=_call(target, b""), undo=_call(target, b""))
+        return self._announce(branch, Op.PREPARE, target, request)
 
     @overload
     async def call(self, name: str, target: str, request: Request, *, reply: type[R]) -> R: ...

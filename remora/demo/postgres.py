@@ -7,10 +7,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic
+from types import MappingProxyType
 from typing import Final
 
 from remora import exits
@@ -30,8 +31,8 @@ _SETTINGS: Final = {
 
 
 @asynccontextmanager
-async def running(databases: Sequence[str]) -> AsyncIterator[str]:
-    """The URL of the databases, with `{service}` for their name. Raises Failure."""
+async def running(databases: Sequence[str], settings: Mapping[str, str] = MappingProxyType({})) -> AsyncIterator[str]:
+    """The URL of the databases, with `{service}` for their name; `settings` on top of ours. Raises Failure."""
     binaries = _binaries()
     # Not in the demo's directory: PostgreSQL will not run as root, and another user may not look in there; and a socket's path is short,
     # wherever TMPDIR leads.
@@ -55,13 +56,17 @@ async def running(databases: Sequence[str]) -> AsyncIterator[str]:
             "--locale=C",
         ]
         await _run([str(each) for each in initdb], user)
-        words = [f"{key}={value}" for key, value in {**_SETTINGS, "unix_socket_directories": str(directory)}.items()]
+        words = [
+            f"{key}={value}"
+            for key, value in {**_SETTINGS, "unix_socket_directories": str(directory), **settings}.items()
+        ]
         command = [str(binaries / "postgres"), "-D", str(data), *(part for word in words for part in ("-c", word))]
         with (directory / "log").open("wb") as log:
             server = await child.start(command, os.environ, stdout=log.fileno(), stderr=log.fileno(), user=user)
         try:
-            await _create(directory, databases)
-            yield f"postgresql+psycopg://postgres@/{{service}}?host={directory}"
+            port = settings.get("port", "5432")
+            await _create(directory, port, databases)
+            yield f"postgresql+psycopg://postgres@/{{service}}?host={directory}&port={port}"
         finally:
             if server.returncode is None:
                 server.send_signal(signal.SIGINT)  # fast: does not wait for its clients to leave
@@ -86,14 +91,14 @@ async def _run(command: Sequence[str], user: str | None) -> None:
         raise Failure(f"PostgreSQL could not be set up: {said.decode(errors='replace').strip()}", exits.NO)
 
 
-async def _create(directory: Path, databases: Sequence[str]) -> None:
+async def _create(directory: Path, port: str, databases: Sequence[str]) -> None:
     """Wait until it answers, and create the databases."""
     import psycopg
 
     end = monotonic() + START_TIMEOUT_S
     while True:
         try:
-            dsn = f"host={directory} user=postgres dbname=postgres"
+            dsn = f"host={directory} port={port} user=postgres dbname=postgres"
             connection = await psycopg.AsyncConnection.connect(dsn, autocommit=True)
             break
         except psycopg.OperationalError as error:

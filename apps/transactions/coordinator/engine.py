@@ -96,6 +96,7 @@ class _Drive:
         self.task: asyncio.Task[None] | None = None
         self.bell = asyncio.Event()
         self.is_gone = False
+        self.has_written_end = False
         self.ended = asyncio.Event()
         """Set when it is over, or in other hands."""
 
@@ -246,19 +247,20 @@ class Engine:
         records = await self._log.page(states, only_dead_letters, after, limit)
         return [(_transaction(each), each) for each in records]
 
-    async def wait_for_end(self, gid: str, timeout_s: float) -> None:
-        """Return when it has ended or the time is over. Raises LogUnavailable."""
+    async def wait_for_end(self, gid: str, timeout_s: float) -> Transaction:
+        """The transaction when it has ended, or as it stands when the time is over. Raises Refusal, LogUnavailable."""
         end = time.monotonic() + min(timeout_s, MAX_WAIT_S)
         while (left := end - time.monotonic()) > 0:
             drive = self._drives.get(gid)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left if drive is not None else min(left, POLL_S)):
                     await (drive.ended.wait() if drive is not None else asyncio.sleep(left))
-            if drive is not None and drive.machine.is_over:
-                return
-            record = await self._log.read(gid)
-            if record is None or record.state in ENDS:
-                return
+            if drive is not None and drive.has_written_end:
+                return drive.machine.transaction
+            record = await self._record(gid)
+            if record.state in ENDS:
+                return _transaction(record)
+        return (await self.query(gid))[0]
 
     # Records in this replica's hands.
 
@@ -381,6 +383,7 @@ class Engine:
                         metrics.DEAD_LETTERS_MADE.labels(now.mode).inc()
                     was_dead_letter = now.is_dead_letter
                     if now.state in ENDS:
+                        drive.has_written_end = True
                         return self._ended(now)
                 for asked in step.calls:
                     self._start(self._call(drive, asked))

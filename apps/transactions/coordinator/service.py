@@ -120,8 +120,7 @@ class CoordinatorService(pb_grpc.CoordinatorServicer):
 
     async def _after(self, made: Transaction, wait_s: float, context: Context) -> pb.Transaction:
         if wait_s and made.state not in ENDS:
-            await _answered(self._engine.wait_for_end(made.gid, wait_s), context)
-            made, _ = await _answered(self._engine.query(made.gid), context)
+            made = await _answered(self._engine.wait_for_end(made.gid, wait_s), context)
         return codec.to_message(made)
 
 

@@ -82,7 +82,7 @@ _READ: Final = select(_LOG).where(_LOG.c.gid == bindparam("of_gid"))
 def open_log_engine(url: str, *, is_synchronous: bool = True) -> Engine:
     """An engine for the log. `is_synchronous=False`: a commit on SQLite may be lost with the machine, not with the process."""
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_size=4, pool_pre_ping=True)
+        return create_engine(url, pool_size=4)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
 
     def set_up(connection: Any, _record: object) -> None:

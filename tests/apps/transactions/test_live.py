@@ -97,6 +97,36 @@ async def test_what_was_tried_is_frozen_and_then_confirmed(shop: World) -> None:
     assert held(shop) == BOUGHT
 
 
+async def test_branches_that_are_planned_cost_no_write_of_their_own(shop: World) -> None:
+    before = shop.one.log.writes
+    tcc = shop.one.client.tcc("g")
+    for name, holder, amount in (
+        ("take", shop.warehouse, request("books", -1)),
+        ("pay", shop.accounts, request("reader", -30)),
+    ):
+        tcc.plan(name, holder.url("Reserve"), amount, confirm=holder.url("Confirm"), cancel=holder.url("Cancel"))
+    async with tcc:
+        for name in ("take", "pay"):
+            await tcc.attempt(name)
+    assert 3 <= shop.one.log.writes - before <= 5
+    assert held(shop) == {"books": (9, 0), "sold": (0, 0), "reader": (70, 0), "till": (0, 0)}
+
+
+async def test_a_planned_branch_that_was_never_tried_is_cancelled_without_effect(shop: World) -> None:
+    tcc = shop.one.client.tcc("g")
+    for name, holder, amount in (
+        ("pay", shop.accounts, request("reader", -130)),
+        ("take", shop.warehouse, request("books", -1)),
+    ):
+        tcc.plan(name, holder.url("Reserve"), amount, confirm=holder.url("Confirm"), cancel=holder.url("Cancel"))
+    with pytest.raises(grpc.aio.AioRpcError, match="too little"):
+        async with tcc:
+            await tcc.attempt("pay")
+            await tcc.attempt("take")
+    await eventually_async(lambda: is_state(shop, "g", "FAILED"))
+    assert held(shop) == UNTOUCHED
+
+
 async def test_a_refused_try_cancels_the_others(shop: World) -> None:
     with pytest.raises(grpc.aio.AioRpcError, match="reader has too little"):
         async with shop.one.client.tcc("g") as tcc:

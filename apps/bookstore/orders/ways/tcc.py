@@ -17,20 +17,15 @@ class Tcc:
         return await self._desk.see_to(order, patience, self._buy)
 
     async def _buy(self, order: Order) -> warehouse_pb2.PickResponse:
-        accounts, warehouse, payment = self._desk.accounts, self._desk.warehouse, self._desk.payment
-        async with self._desk.coordinator.tcc(order.order_id, timeout_s=UNDECIDED_S) as tcc:
-            debit = self._desk.debit(order)
-            await tcc.call("debit", accounts("Hold"), debit, confirm=accounts("Capture"), cancel=accounts("Release"))
-            picked = await tcc.call(
-                "take",
-                warehouse("Reserve"),
-                self._desk.pick(order),
-                confirm=warehouse("Ship"),
-                cancel=warehouse("Release"),
-                reply=warehouse_pb2.PickResponse,
-            )
-            credit = self._desk.credit(order)
-            await tcc.call(
-                "credit", payment("Announce"), credit, confirm=payment("Confirm"), cancel=payment("Withdraw")
-            )
+        desk = self._desk
+        accounts, warehouse, payment = desk.accounts, desk.warehouse, desk.payment
+        tcc = desk.coordinator.tcc(order.order_id, timeout_s=UNDECIDED_S)
+        debit, pick, credit = desk.debit(order), desk.pick(order), desk.credit(order)
+        tcc.plan("debit", accounts("Hold"), debit, confirm=accounts("Capture"), cancel=accounts("Release"))
+        tcc.plan("take", warehouse("Reserve"), pick, confirm=warehouse("Ship"), cancel=warehouse("Release"))
+        tcc.plan("credit", payment("Announce"), credit, confirm=payment("Confirm"), cancel=payment("Withdraw"))
+        async with tcc:
+            await tcc.attempt("debit")
+            picked = await tcc.attempt("take", reply=warehouse_pb2.PickResponse)
+            await tcc.attempt("credit")
         return picked

@@ -18,9 +18,12 @@ class Xa:
 
     async def _buy(self, order: Order) -> warehouse_pb2.PickResponse:
         desk = self._desk
-        async with desk.coordinator.xa(order.order_id, timeout_s=UNDECIDED_S) as xa:
-            await xa.call("debit", desk.accounts("Debit"), desk.debit(order))
-            reply = warehouse_pb2.PickResponse
-            picked = await xa.call("take", desk.warehouse("Pick"), desk.pick(order), reply=reply)
-            await xa.call("credit", desk.payment("Credit"), desk.credit(order))
+        xa = desk.coordinator.xa(order.order_id, timeout_s=UNDECIDED_S)
+        xa.plan("debit", desk.accounts("Debit"), desk.debit(order))
+        xa.plan("take", desk.warehouse("Pick"), desk.pick(order))
+        xa.plan("credit", desk.payment("Credit"), desk.credit(order))
+        async with xa:
+            await xa.attempt("debit")
+            picked = await xa.attempt("take", reply=warehouse_pb2.PickResponse)
+            await xa.attempt("credit")
         return picked
