@@ -37,13 +37,13 @@ def balance(cluster: Any, data: bytes) -> None:
     common = cluster.common_lb_config
     # 0 is no panic: an endpoint that is draining or not healthy gets no calls, however few are left.
     common.healthy_panic_threshold.value = spec.panic_threshold
+    if spec.algorithm == _SPEC.PeakEwma:  # which says the rest itself: Envoy refuses to be told twice
+        cluster.load_balancing_policy.CopyFrom(_peak_ewma(spec))
+        return
     if spec.locality_weights:
         common.locality_weighted_lb_config.SetInParent()
     else:
         _zones(common.zone_aware_lb_config, spec)
-    if spec.algorithm == _SPEC.PeakEwma:
-        cluster.load_balancing_policy.CopyFrom(_peak_ewma(spec))
-        return
     cluster.lb_policy = _ALGORITHMS.get(spec.algorithm, cluster_pb2.Cluster.ROUND_ROBIN)
     if spec.algorithm == _SPEC.LeastRequest and spec.choices:
         cluster.least_request_lb_config.choice_count.value = spec.choices
@@ -68,7 +68,9 @@ def _peak_ewma(spec: policy_pb2.LoadBalancingPolicySpec) -> Any:
 
     As a TypedStruct: an `Any` of a type that Envoy does not know would make its admin endpoint unable to show its configuration.
     """
-    ours = balancing_pb2.PeakEwma()
+    is_weighted = bool(spec.locality_weights)
+    min_zoned = MIN_ZONED if spec.prefer_zone and not is_weighted else 0
+    ours = balancing_pb2.PeakEwma(is_locality_weighted=is_weighted, min_zoned=min_zoned)
     for name in ("decay", "penalty"):
         if spec.HasField(name):
             getattr(ours, name).CopyFrom(getattr(spec, name))

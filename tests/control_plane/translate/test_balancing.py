@@ -146,11 +146,27 @@ def test_weights_of_localities_count_however_many_endpoints_there_are() -> None:
     assert cluster(snapshot).common_lb_config.HasField("locality_weighted_lb_config")
 
 
-@pytest.mark.parametrize("algorithm", ["RoundRobin", "PeakEwma"])
-def test_zones_count_on_request(algorithm: str) -> None:
-    made = cluster(told(policy(f"algorithm: {algorithm}, preferZone: true")))
+def test_zones_count_on_request() -> None:
+    made = cluster(told(policy("preferZone: true")))
     zones = made.common_lb_config.zone_aware_lb_config
     assert (zones.routing_enabled.value, zones.min_cluster_size.value) == (100.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("more", "ours"),
+    [
+        ("", {}),
+        (", preferZone: true", {"minZoned": 2}),
+        (", localityWeights: {eu: 10}", {"isLocalityWeighted": True}),
+    ],
+)
+def test_peak_ewma_says_itself_what_of_zones_and_localities_counts(more: str, ours: dict[str, Any]) -> None:
+    """Envoy refuses a cluster that says it beside a list of policies."""
+    made = cluster(told(policy(f"algorithm: PeakEwma{more}")))
+    assert [field.name for field, _ in made.common_lb_config.ListFields()] == ["healthy_panic_threshold"]
+    typed = typed_struct_pb2.TypedStruct()
+    made.load_balancing_policy.policies[0].typed_extension_config.typed_config.Unpack(typed)
+    assert json_format.MessageToDict(typed.value) == ours
 
 
 def test_a_panic_is_had_on_request() -> None:
