@@ -10,7 +10,9 @@ from control_plane.ads import core, delta, sotw
 from control_plane.ads import request as requests
 from control_plane.ads.core import NodeStream, Variant
 from control_plane.ads.request import MAX_NAMES, MAX_REASON, BadRequest, Request
-from control_plane.translate.snapshot import CLUSTER, ENDPOINTS
+from control_plane.ads.subscription import Subscription
+from control_plane.translate.content import Content
+from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, Snapshot
 from tests.control_plane import scenario
 from tests.control_plane.ads.script import NODE, Player, snapshot
 from tests.control_plane.scenario import Scenario
@@ -81,3 +83,36 @@ node acks endpoints
 node acks endpoints
     send endpoints of 1, nonce 4: e=1"""
     )
+
+
+@pytest.mark.parametrize("variant", [sotw, delta])
+def test_what_two_nodes_have_is_one_object_in_the_form_that_came_last(variant: Variant) -> None:
+    first = snapshot(1, "endpoints a=1 b=1")
+    # What they do not ask for changes: nothing is sent, and the old form is held no longer.
+    shared = first.types[ENDPOINTS].shared.replaced({"c": b"c=1"})
+    second = Snapshot("2", {**first.types, ENDPOINTS: Content(shared, {})})
+    held = [settled(variant, first, second, names) for names in (["a", "b"], ["b", "a"])]
+    assert [each.sent.shared is shared for each in held if isinstance(each.sent, Content)] == [True, True]
+    assert held[0].names is held[1].names
+
+
+def settled(variant: Variant, first: Snapshot, second: Snapshot, names: list[str]) -> Subscription:
+    """The endpoints of a node that asked for these, took the first snapshot, and was then shown the second."""
+    stream = NodeStream(NODE, variant)
+    stream.set_snapshot(first)
+    for nonce in ("", "1"):
+        if variant is delta:
+            subscribe = names if not nonce else []
+            data = discovery_pb2.DeltaDiscoveryRequest(
+                type_url=ENDPOINTS, resource_names_subscribe=subscribe, response_nonce=nonce
+            ).SerializeToString()
+            stream.on_request(requests.read_delta(data), 0.0)
+        else:
+            data = discovery_pb2.DiscoveryRequest(
+                type_url=ENDPOINTS, resource_names=names, response_nonce=nonce
+            ).SerializeToString()
+            stream.on_request(requests.read(data), 0.0)
+        assert (stream.next_response(0.0) is None) is bool(nonce)
+    stream.set_snapshot(second)
+    assert stream.next_response(0.0) is None
+    return stream.subscriptions[ENDPOINTS]
