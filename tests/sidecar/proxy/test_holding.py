@@ -49,7 +49,7 @@ async def serving(port: int, method: Any) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await server.stop(0)
+        await asyncio.wait_for(server.stop(0), PATIENCE_S)
 
 
 async def test_a_reader_that_stalls_does_not_hold_up_others_on_the_same_connection_upstream() -> None:
