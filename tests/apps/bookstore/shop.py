@@ -26,7 +26,7 @@ from proto.bookstore.v1 import (
 from tests.ports import free_ports
 from tests.waiting import eventually
 
-START_TIMEOUT_S: Final = 30.0
+START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 20.0
 ABSENT: Final = "127.0.0.1:1"
 """Nobody listens there."""
