@@ -16,6 +16,7 @@ HOT = [
     "sidecar/policy/admission.py",
     "sidecar/policy/balance.py",
     "sidecar/policy/breaker.py",
+    "sidecar/policy/checking.py",
     "sidecar/policy/gradient.py",
     "sidecar/policy/hashing.py",
     "sidecar/policy/spread.py",

@@ -20,6 +20,7 @@ from sidecar.policy.subset import Subsets
 from sidecar.policy.zones import Home, Locality
 from sidecar.proxy import attempts, breaking
 from sidecar.proxy.care import ConnectionCare, Stalled
+from sidecar.proxy.checks import Checker
 from sidecar.proxy.config import ClusterConfig, Codec, EndpointConfig, Limits, LoadAssignment, Thresholds
 from sidecar.proxy.connect import ConnectError, connect, connect_http1, settled
 from sidecar.proxy.outlier import Outliers
@@ -63,6 +64,8 @@ class Endpoint:
         self.latency = Latency(balancing.first_latency_s, balancing.decay_s, now)
         self.active = 0
         """Calls that run or wait here."""
+        self.checker: Checker | None = None
+        """Asks it how it is; None if nobody does."""
         self.record = cluster.outliers.watch(self) if cluster.outliers is not None else None
         """What outlier detection knows of it; None if there is none."""
         self.stats = cluster.stats_of(config.version, security(cluster.config, config))
@@ -100,10 +103,17 @@ class Endpoint:
         if outliers is not None and self.record is not None:
             outliers.failed(self.record, code)
 
+    def on_check_passed(self) -> None:
+        """It says that it is well: an ejection may end with that."""
+        outliers = self.cluster.outliers
+        if outliers is not None and self.record is not None and outliers.passed_check(self.record):
+            self.cluster.rebalance_by_health()
+
     def judge(self) -> None:
         """Put together how it is: what the configuration says, unless it was found to be worse."""
         health = self.config.health
-        if health is not Health.LEAVING and self.record is not None and self.record.is_ejected:
+        is_ejected = self.record is not None and self.record.is_ejected
+        if health is not Health.LEAVING and (is_ejected or (self.checker is not None and self.checker.has_failed)):
             health = Health.UNHEALTHY
         if health is Health.HEALTHY and self.health is not Health.HEALTHY:
             self.since = monotonic()
@@ -192,6 +202,7 @@ class Endpoint:
         self._failures = 0
         self._not_before = 0.0
         self.connections.append(up)
+        cluster.had_traffic = True
         self.ready = up
         cluster.care.watch()
         self.serve_waiting()
@@ -300,6 +311,9 @@ class Cluster:
         """True if endpoints are chosen by how slow they are."""
         self.breaker = Breaker(config.breaker, monotonic()) if config.breaker is not None else None
         self.outliers = Outliers(self, config.outlier_detection) if config.outlier_detection is not None else None
+        self.had_traffic = False
+        """There has been a connection for calls."""
+        self._has_endpoints = False
         self._assignment = Assignment()
         self._home: Home | None = None
         self._balancer: Balancer[Endpoint] = Nobody()
@@ -347,10 +361,22 @@ class Cluster:
         for gone in self.endpoints.values():
             if self.outliers is not None:
                 self.outliers.forget(gone)
+            if gone.checker is not None:
+                gone.checker.stop()
             gone.retire()
         self.endpoints = fresh
+        if self.config.checks:
+            self._check_new()
         self._assignment = assigned.policy
         self.rebalance()
+
+    def _check_new(self) -> None:
+        """Begin to ask those that came; the first of a cluster are used until they have been asked."""
+        for endpoint in self.endpoints.values():
+            if endpoint.checker is None:
+                endpoint.checker = Checker(self, endpoint, is_first=not self._has_endpoints)
+                endpoint.judge()
+        self._has_endpoints = self._has_endpoints or bool(self.endpoints)
 
     def place(self, home: Home | None) -> None:
         """Where this process and those like it run, from now on; None if that is not known."""
@@ -458,6 +484,9 @@ class Cluster:
         self.care.stop()
         if self.outliers is not None:
             self.outliers.stop()
+        for endpoint in self.endpoints.values():
+            if endpoint.checker is not None:
+                endpoint.checker.stop()
         for endpoint in self.endpoints.values():
             endpoint.retire()
 

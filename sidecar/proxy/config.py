@@ -11,6 +11,7 @@ from typing import Final
 from sidecar.http2.connection import Settings
 from sidecar.policy.balancing import Assignment, Balancing, Labels
 from sidecar.policy.breaker import BreakerConfig
+from sidecar.policy.checking import Checking
 from sidecar.policy.gradient import AdaptiveConcurrency as GradientConfig
 from sidecar.policy.hosts import Health
 from sidecar.policy.outlier import OutlierDetection
@@ -209,6 +210,37 @@ class Thresholds:
     """Metrics say how many more it takes."""
 
 
+class CheckKind(Enum):
+    """By what an endpoint is asked how it is."""
+
+    GRPC = "grpc"
+    """grpc.health.v1."""
+    HTTP = "http"
+    TCP = "tcp"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckConfig:
+    """An active health check (Envoy: core.v3.HealthCheck)."""
+
+    kind: CheckKind
+    timing: Checking
+    host: str = ""
+    """What the request is addressed to; empty is the cluster's name."""
+    service: str = ""
+    """The service that grpc.health.v1 is asked for."""
+    path: str = ""
+    method: str = "GET"
+    codec: Codec = Codec.HTTP2
+    expected: tuple[tuple[int, int], ...] = ()
+    """HTTP statuses of success: from, and up to but not with."""
+    retriable: tuple[tuple[int, int], ...] = ()
+    """HTTP statuses that must come `unhealthy_threshold` times in a row to count."""
+    send: bytes = b""
+    receive: tuple[bytes, ...] = ()
+    """TCP: the answer must contain these, in order."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterConfig:
     """A group of endpoints that take the same calls (Envoy: cluster.v3.Cluster)."""
@@ -227,6 +259,8 @@ class ClusterConfig:
     thresholds: Thresholds = Thresholds()
     high_thresholds: Thresholds = Thresholds()
     """For calls on routes of priority HIGH."""
+    checks: tuple[CheckConfig, ...] = ()
+    """Endpoints are asked how they are; all checks must be passed."""
     breaker: BreakerConfig | None = None
     """The classic breaker; Envoy has none (from the metadata `remora.breaker`)."""
     outlier_detection: OutlierDetection | None = None
@@ -807,6 +841,14 @@ class Limits:
     """Answers to control frames and broken calls that gather while a peer reads nothing; more cuts its connection (`remora.max_unread_bytes`)."""
     max_control_frames_per_s: int = 10_000
     """Frames that cost us and carry nothing: PING, SETTINGS, PRIORITY, RST_STREAM, unknown (`remora.max_control_frames_per_second`)."""
+    max_header_block_bytes: int = 128 * 1024
+    """Of one header block with all its CONTINUATION frames; more ends the connection (`remora.max_header_block_bytes`)."""
+    max_continuation_frames: int = 32
+    """Of one header block; one more ends the connection (`remora.max_continuation_frames`)."""
+    detect_timeout_s: int = 15
+    """A connection that has not said which HTTP it speaks by then is closed (`remora.detect_timeout_seconds`)."""
+    handshake_timeout_s: int = 15
+    """A client whose TLS handshake is not over by then is closed (`remora.tls_handshake_timeout_seconds`)."""
     premature_resets: int = 500
     """A connection whose client reset so many calls early, half of all, is ended (`overload.premature_reset_total_stream_count`)."""
     premature_reset_s: float = 1.0

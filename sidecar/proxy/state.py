@@ -68,6 +68,10 @@ def _flags(endpoint: Endpoint) -> Iterable[str]:
     """Envoy's health flags."""
     if endpoint.record is not None and endpoint.record.is_ejected:
         yield "failed_outlier_check"
+    if endpoint.checker is not None and endpoint.checker.has_failed:
+        yield "failed_active_hc"
+        if endpoint.checker.is_late:
+            yield "active_hc_timeout"
     match endpoint.config.health:
         case Health.UNHEALTHY:
             yield "failed_eds_health"

@@ -11,6 +11,10 @@ from typing import Any, Final
 
 RESOURCES: Final = ("max_connections", "max_pending_requests", "max_requests", "max_retries")
 HEALTHY: Final = "healthy"
+_JSON_FLAGS: Final = {
+    "failed_outlier_check": "failed_outlier_check",
+    "failed_active_hc": "failed_active_health_check",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +151,7 @@ def _host(endpoint: EndpointState) -> dict[str, Any]:
         "stats": [{"type": "GAUGE", "name": name, "value": str(value)} for name, value in gauges],
         "health_status": {
             "eds_health_status": "UNHEALTHY" if "failed_eds_health" in endpoint.flags else "HEALTHY",
-            **{flag: True for flag in endpoint.flags if flag in ("failed_outlier_check", "failed_active_health_check")},
+            **{_JSON_FLAGS[flag]: True for flag in endpoint.flags if flag in _JSON_FLAGS},
         },
         "weight": endpoint.weight,
         "priority": endpoint.priority,

@@ -98,6 +98,12 @@ class StatsCollector(Collector):
         for (service, reason), count in list(stats.retries.items()):
             retries.add_metric([service, reason], count)
         yield retries
+        checks = CounterMetricFamily(
+            "remora_health_changes", "Changes of health that active checks found.", labels=["service", "version", "to"]
+        )
+        for (service, version, failed), count in list(stats.checks.items()):
+            checks.add_metric([service, version, "failing" if failed else "healthy"], count)
+        yield checks
         faults = CounterMetricFamily("remora_faults", "Faults that were injected on purpose.", labels=["kind"])
         for kind, count in list(stats.faults.items()):
             faults.add_metric([kind], count)

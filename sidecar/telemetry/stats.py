@@ -101,6 +101,8 @@ class Stats:
     """By name of the rules (Envoy: rules_stat_prefix)."""
     retries: dict[tuple[str, str], int] = field(default_factory=dict)
     """By (service, reason)."""
+    checks: dict[tuple[str, str, bool], int] = field(default_factory=dict)
+    """Changes of health that active checks found, by (service, version, to failing)."""
     faults: dict[str, int] = field(default_factory=dict)
     """Injected on purpose, by kind; `overflow`: not injected, as too many were active."""
     shed: dict[tuple[str, bool], int] = field(default_factory=dict)
@@ -161,6 +163,11 @@ class Stats:
         """One more try of a call."""
         key = (service, reason)
         self.retries[key] = self.retries.get(key, 0) + 1
+
+    def count_check(self, service: str, version: str, *, failed: bool) -> None:
+        """An active health check found an endpoint failing, or well again."""
+        key = (service, version, failed)
+        self.checks[key] = self.checks.get(key, 0) + 1
 
     def count_fault(self, kind: str) -> None:
         """A fault was injected on purpose."""

@@ -39,6 +39,7 @@ from sidecar.proxy.config import (
     VirtualHost,
 )
 from sidecar.xds import balancing, breakers, filters, routing, tls
+from sidecar.xds.checks import health_check
 from sidecar.xds.matching import header_match, query_match
 from sidecar.xds.retries import retry_policy
 from sidecar.xds.supported import ConfigError, refuse_unsupported, unpack
@@ -461,6 +462,10 @@ def cluster(message: Any) -> ClusterConfig:
         max_connections=max_connections,
         thresholds=thresholds[base_pb2.DEFAULT],
         high_thresholds=thresholds[base_pb2.HIGH],
+        checks=tuple(
+            health_check(item, codec, f"{path}.health_checks[{number}]")
+            for number, item in enumerate(message.health_checks)
+        ),
         breaker=breakers.breaker(message.metadata, f"{path}.metadata"),
         outlier_detection=breakers.outlier_detection(message.outlier_detection, f"{path}.outlier_detection")
         if message.HasField("outlier_detection")

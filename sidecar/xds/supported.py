@@ -266,13 +266,22 @@ FIELDS: Final[dict[str, str]] = {
     _ROUTE + "RetryPolicy.RetryHostPredicate": "name typed_config",
     "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate": "",
     _CLUSTER
-    + "Cluster": "metadata outlier_detection name type connect_timeout lb_policy load_assignment eds_cluster_config circuit_breakers "
+    + "Cluster": "metadata health_checks outlier_detection name type connect_timeout lb_policy load_assignment eds_cluster_config circuit_breakers "
     "typed_extension_protocol_options common_lb_config transport_socket transport_socket_matches per_connection_buffer_limit_bytes "
     "round_robin_lb_config least_request_lb_config ring_hash_lb_config maglev_lb_config lb_subset_config "
     "load_balancing_policy",
     _CLUSTER + "Cluster.TransportSocketMatch": "name match transport_socket",
     _CLUSTER + "Cluster.EdsClusterConfig": "eds_config service_name",
     _CLUSTER + "CircuitBreakers": "thresholds",
+    _CORE
+    + "HealthCheck": "timeout interval initial_jitter interval_jitter interval_jitter_percent unhealthy_threshold "
+    "healthy_threshold http_health_check tcp_health_check grpc_health_check no_traffic_interval "
+    "no_traffic_healthy_interval unhealthy_interval unhealthy_edge_interval healthy_edge_interval",
+    _CORE + "HealthCheck.HttpHealthCheck": "host path expected_statuses retriable_statuses codec_client_type method",
+    _CORE + "HealthCheck.TcpHealthCheck": "send receive",
+    _CORE + "HealthCheck.GrpcHealthCheck": "service_name authority",
+    _CORE + "HealthCheck.Payload": "text binary",
+    _TYPE + "Int64Range": "start end",
     _CLUSTER + "OutlierDetection": "consecutive_5xx interval base_ejection_time max_ejection_percent "
     "enforcing_consecutive_5xx enforcing_success_rate success_rate_minimum_hosts success_rate_request_volume "
     "success_rate_stdev_factor consecutive_gateway_failure enforcing_consecutive_gateway_failure "

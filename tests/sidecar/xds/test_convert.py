@@ -12,6 +12,7 @@ from sidecar.http2.connection import Settings
 from sidecar.policy.balance import SlowStart
 from sidecar.policy.balancing import Balance, Balancing
 from sidecar.policy.breaker import BreakerConfig
+from sidecar.policy.checking import Checking
 from sidecar.policy.gradient import AdaptiveConcurrency as Gradient
 from sidecar.policy.hosts import Health
 from sidecar.policy.outlier import OutlierDetection
@@ -39,6 +40,8 @@ from sidecar.proxy.config import (
     AdmissionControl,
     Algorithm,
     Budget,
+    CheckConfig,
+    CheckKind,
     ClusterConfig,
     Codec,
     ConnectionLife,
@@ -204,6 +207,16 @@ REFUSED: Final[dict[str, tuple[str, Any, str]]] = {
         f"{CLUSTER}[0].circuit_breakers.thresholds[0].priority",
         "HIGH",
         "cluster[stock].circuit_breakers.thresholds[0].max_connections: priorities share connections",
+    ),
+    "a check without a time": (
+        f"{CLUSTER}[0].health_checks[1].interval",
+        "0s",
+        "cluster[stock].health_checks[1].interval: above 0 s is needed",
+    ),
+    "a check of what is no path": (
+        f"{CLUSTER}[0].health_checks[1].http_health_check.path",
+        "healthz",
+        'cluster[stock].health_checks[1].http_health_check.path: "healthz" is no path',
     ),
     "a breaker that is none": (
         f"{CLUSTER}[0].metadata.filter_metadata.remora/breaker.breaker.probes",
@@ -415,6 +428,24 @@ def test_clusters(tmp_path: Path) -> None:
         max_connections=5,
         thresholds=Thresholds(6, 7, 8, Budget(25.0, 4), tracks_remaining=True),
         high_thresholds=Thresholds(max_requests=9),
+        checks=(
+            CheckConfig(
+                CheckKind.GRPC,
+                Checking(1.0, 2.0, 6, 7, 10.0, 11.0, 12.0, 8.0, 9.0, 3.0, 4.0, 5.0),
+                host="stock.shop",
+                service="stock",
+            ),
+            CheckConfig(
+                CheckKind.HTTP,
+                Checking(1.0, 2.0, 3, 4, 2.0, 2.0, 2.0),
+                host="stock",
+                path="/healthz",
+                method="HEAD",
+                expected=((200, 300),),
+                retriable=((500, 600),),
+            ),
+            CheckConfig(CheckKind.TCP, Checking(1.0, 2.0, 3, 4, 2.0, 2.0, 2.0), send=b"pi", receive=(b"po",)),
+        ),
         breaker=BreakerConfig(window_s=3.0, failure_percent=40.0, is_enforced=False),
         outlier_detection=OutlierDetection(
             consecutive_5xx=11,
