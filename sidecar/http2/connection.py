@@ -22,10 +22,8 @@ from mypy_extensions import i64, mypyc_attr
 from sidecar.http2 import frames, headers
 from sidecar.http2.frames import HEAD, ErrorCode
 
-MAX_HEADER_BLOCK: Final = 128 * 1024
-"""Bytes of one header block over all its CONTINUATION frames; more is an attack. What is taken of it is `headers.MAX_BYTES`."""
-MAX_CONTINUATIONS: Final = 32
-"""CONTINUATION frames of one block; small ones without end are an attack."""
+MAX_DECODED_BLOCK: Final = 512 * 1024
+"""Bytes that a block with state may be when it is decoded."""
 REMEMBERED_RESETS: Final = 1_000
 """Streams that we reset lately: frames that were under way are dropped, not punished."""
 FREE_WINDOW_UPDATES: Final = 2_000
@@ -61,6 +59,10 @@ class Settings:
     """Streams that a client may have open at once; more are refused with REFUSED_STREAM."""
     max_frame_size: int = frames.DEFAULT_FRAME_SIZE
     """Largest frame payload that we take, in bytes."""
+    max_header_block: int = 128 * 1024
+    """Bytes of one header block over all its CONTINUATION frames; more is an attack. What is taken of it is `headers.MAX_BYTES`."""
+    max_continuations: int = 32
+    """CONTINUATION frames of one block; small ones without end are an attack."""
     max_control_frames_per_s: int = 10_000
     """PING, SETTINGS, PRIORITY, RST_STREAM, empty DATA and unknown frames that a peer may send in a second."""
 
@@ -199,7 +201,7 @@ class Connection:
         """Role CLIENT: the stream that is the last one here; the owner may lower it."""
         self.waiting = 0
         """Bytes of data that wait for the peer's windows."""
-        self._decoder: Decoder | None = Decoder(max_header_list_size=MAX_HEADER_BLOCK * 4)
+        self._decoder: Decoder | None = Decoder(max_header_list_size=MAX_DECODED_BLOCK)
         self._stream_window = settings.initial_stream_window
         """What a new stream may send us at first."""
         self._narrow_to = 0
@@ -506,7 +508,7 @@ class Connection:
             raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
         self._block += payload
         self._block_frames += 1
-        if len(self._block) > MAX_HEADER_BLOCK or self._block_frames > MAX_CONTINUATIONS:
+        if len(self._block) > self.local.max_header_block or self._block_frames > self.local.max_continuations:
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "header block too long", "CONTINUATION flood")
         if flags & frames.END_HEADERS:
             block, self._block = bytes(self._block), None

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 MAX_HEAD: Final = 16 * 1024
 """Bytes of a CONNECT request's head."""
-DETECT_TIMEOUT_S: Final = 15.0
-"""A connection that has not said which HTTP it speaks by then is closed."""
 
 
 class Accepted(asyncio.Protocol):
@@ -117,7 +115,13 @@ class Accepted(asyncio.Protocol):
         assert plain is not None and chain.context is not None and chain.tls is not None
         config = chain.tls
         handshake = loop.create_task(
-            loop.start_tls(plain, self, chain.context, server_side=True, ssl_handshake_timeout=tls.HANDSHAKE_TIMEOUT_S)
+            loop.start_tls(
+                plain,
+                self,
+                chain.context,
+                server_side=True,
+                ssl_handshake_timeout=self._listener.limits.handshake_timeout_s,
+            )
         )
         try:
             # After one turn of the loop `start_tls` has put its protocol in our place, and nothing more is read for us: what was read
@@ -163,7 +167,7 @@ class Accepted(asyncio.Protocol):
             self._serve_http1()
         else:
             self._step = self._detect
-            self._wait(DETECT_TIMEOUT_S, self._on_no_http)
+            self._wait(self._listener.limits.detect_timeout_s, self._on_no_http)
             if self._data:
                 self._detect()
 

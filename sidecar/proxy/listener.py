@@ -169,7 +169,12 @@ class Listener:
         manager = chain.config.manager
         assert manager is not None
         stats = self.worker.stats.of_calls(manager.stat_prefix, "", "")
-        settings = replace(manager.http2, max_control_frames_per_s=self.limits.max_control_frames_per_s)
+        settings = replace(
+            manager.http2,
+            max_control_frames_per_s=self.limits.max_control_frames_per_s,
+            max_header_block=self.limits.max_header_block_bytes,
+            max_continuations=self.limits.max_continuation_frames,
+        )
         if manager.life.max_requests:
             downstream: Downstream = CountedDownstream(
                 self, self.worker, chain.cache, stats, settings, self.limits, manager.life.max_requests

@@ -29,8 +29,6 @@ from sidecar.proxy.config import (
 
 Secrets: TypeAlias = Mapping[SecretRef, TlsCertificate | bytes]
 
-HANDSHAKE_TIMEOUT_S: Final = 15.0
-"""A peer that has not finished its handshake by then is cut."""
 MAX_CONTEXTS: Final = 256
 
 _VERSIONS: Final = {TlsVersion.V1_2: ssl.TLSVersion.TLSv1_2, TlsVersion.V1_3: ssl.TLSVersion.TLSv1_3}

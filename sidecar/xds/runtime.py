@@ -12,6 +12,10 @@ _NUMBERS: Final = {
     "remora.max_buffered_bytes": "max_buffered_bytes",
     "remora.max_unread_bytes": "max_unread_bytes",
     "remora.max_control_frames_per_second": "max_control_frames_per_s",
+    "remora.max_header_block_bytes": "max_header_block_bytes",
+    "remora.max_continuation_frames": "max_continuation_frames",
+    "remora.detect_timeout_seconds": "detect_timeout_s",
+    "remora.tls_handshake_timeout_seconds": "handshake_timeout_s",
     "overload.premature_reset_total_stream_count": "premature_resets",
     "overload.premature_reset_min_stream_lifetime_seconds": "premature_reset_s",
 }
