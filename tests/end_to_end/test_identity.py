@@ -105,6 +105,10 @@ def test_sidecars_of_either_engine_speak_mutual_tls_with_each_other(mesh: Mesh, 
         came = metrics(mesh, service)
         assert came["came", "spiffe://shop.test/ns/default/sa/caller", "mutual_tls"] >= 5
         assert not came["came", "", ""]
+    shown = json.loads(mesh.remora("edges", "-o", "json").out)["edges"]
+    [edge] = [edge for edge in shown if edge["callee"] == f"{service}.default"]
+    assert (edge["caller"], edge["over"]) == ("caller.default", "mTLS")
+    assert edge["calls"] >= 5
 
 
 def from_outside(mesh: Mesh, service: str, client: Caller) -> str:
@@ -125,6 +129,11 @@ def test_who_has_no_identity_gets_in_until_a_policy_says_strict(mesh: Mesh, call
     assert from_outside(mesh, service, client) == "one"
     if callee == "remora":
         assert metrics(mesh, service)["came", "", ""] == 1
+        seen = mesh.remora("edges", "--plain-text")
+        assert seen.code == 1
+        assert any(
+            line.split()[-2:] == ["text", "1"] and f"{service}.default" in line for line in seen.out.splitlines()
+        )
     with strict(mesh, service):
         eventually(lambda: from_outside(mesh, service, client).startswith("UNAVAILABLE"))
         assert client.says(stub) == "one", "members go on"
@@ -164,14 +173,13 @@ def test_an_instance_that_is_another_service_than_the_called_one_gets_no_call(me
 
 
 def test_a_join_token_is_what_another_machine_needs(mesh: Mesh, tmp_path: Path) -> None:
-    elsewhere = {"XDG_STATE_HOME": str(tmp_path)}
-    refused = mesh.echo("one", "remote", is_awaited=False, **elsewhere)
+    refused = mesh.echo("one", "remote", is_awaited=False, XDG_STATE_HOME=str(tmp_path))
     assert refused.wait() == 2
     assert "no identity for remote.default: the local secret is not that of this control plane" in refused.err
     assert "remora token create --service remote.default" in refused.err
     token = mesh.remora("token", "create", "--service", "remote").out.strip()
-    mesh.echo("one", "remote", REMORA_JOIN_TOKEN=token, **elsewhere)
-    again = mesh.echo("two", "remote", is_awaited=False, REMORA_JOIN_TOKEN=token, **elsewhere)
+    mesh.echo("one", "remote", REMORA_JOIN_TOKEN=token, XDG_STATE_HOME=str(tmp_path))
+    again = mesh.echo("two", "remote", is_awaited=False, REMORA_JOIN_TOKEN=token, XDG_STATE_HOME=str(tmp_path))
     assert again.wait() == 2
     assert "the join token is not known: it was used" in again.err
 
