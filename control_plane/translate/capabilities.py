@@ -66,6 +66,7 @@ _ROUND: Final = "it goes round robin"
 _BUCKET: Final = "it takes a token bucket of the same rate"
 _NOT_ENVOY: Final = {Client.ENVOY: NEVER}
 _HASHED: Final = _since((1, 40), (1, 40), (1, 41), (1, 10))
+_FAULTS: Final = _since((1, 37), (1, 37), (1, 37), (1, 4))
 _ANYWHERE: Final = _since(_ALL, _ALL, _ALL, _ALL)
 MATRIX: Final[Mapping[tuple[str, str, str], Row]] = {
     # (kind, field of the spec, value of an enumeration or "")
@@ -105,9 +106,13 @@ MATRIX: Final[Mapping[tuple[str, str, str], Row]] = {
     ("RetryPolicy", "backoff", ""): Row("back-off", _ANYWHERE, source="gRFC A44"),
     ("RetryPolicy", "max_backoff", ""): Row("back-off", _ANYWHERE, source="gRFC A44"),
     ("RetryPolicy", "per_try_timeout", ""): Row("time-out of one try"),
-    ("RetryPolicy", "idempotency_key", ""): Row("way to retry only calls with a header", otherwise="it retries all"),
+    ("RetryPolicy", "idempotency_key", ""): Row("way to retry only calls with a header", otherwise="it retries none"),
     ("TimeoutPolicy", "request", ""): Row("time-out of a request", _ANYWHERE, source="gRFC A31"),
     ("TimeoutPolicy", "idle", ""): Row("time-out of silent calls"),
+    ("FaultPolicy", "delay", ""): Row("injected delays", _FAULTS, source="gRFC A33"),
+    ("FaultPolicy", "abort", ""): Row("injected aborts", _FAULTS, source="gRFC A33"),
+    ("FaultPolicy", "headers", ""): Row("faults of some calls only", otherwise="it injects none"),
+    ("FaultPolicy", "max_active", ""): Row("bound on faults at once", _FAULTS, source="gRFC A33"),
     ("GRPCRoute", "rules", ""): Row("routes", _ANYWHERE, source="gRFC A28"),
     ("GRPCRoute", "parent_refs", ""): Row("routes", _ANYWHERE, source="gRFC A28"),
 }
@@ -115,7 +120,6 @@ MATRIX: Final[Mapping[tuple[str, str, str], Row]] = {
 
 NOT_PROXYLESS: Final = {
     "RateLimitPolicy": "rate limit",
-    "FaultPolicy": "fault injection by the mesh",
     "AuthenticationPolicy": "authentication by the mesh",
     "AuthorizationPolicy": "authorization by the mesh",
 }

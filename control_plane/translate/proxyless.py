@@ -14,11 +14,13 @@ from envoy.config.core.v3 import address_pb2, health_check_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import api_listener_pb2, listener_components_pb2, listener_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.extensions.filters.http.fault.v3 import fault_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 
 from control_plane.translate import resources
 from control_plane.translate.capabilities import enforces
 from control_plane.translate.clients import Profile
+from control_plane.translate.resilience import FAULT_FILTER
 from control_plane.translate.resources import REMEMBERED
 from control_plane.translate.view import ServiceView
 
@@ -95,6 +97,11 @@ def _route(given: Any) -> Any:
     route.match.headers.extend(map(_header, match.headers))
     if match.HasField("runtime_fraction"):
         route.match.runtime_fraction.CopyFrom(match.runtime_fraction)
+    fault = (
+        _fault(given.typed_per_filter_config[FAULT_FILTER]) if FAULT_FILTER in given.typed_per_filter_config else None
+    )
+    if fault is not None:
+        route.typed_per_filter_config[FAULT_FILTER].CopyFrom(fault)
     if given.HasField("route"):
         route.route.CopyFrom(_action(given.route))
     else:
@@ -115,6 +122,18 @@ def _header(given: Any) -> Any:
     return header
 
 
+def _fault(given: Any) -> Any:
+    """Delays and aborts, and how many at once (gRFC A33); None for those of some calls only, which gRPC would inject into all."""
+    full, only = fault_pb2.HTTPFault(), fault_pb2.HTTPFault()
+    given.Unpack(full)
+    if full.headers:
+        return None
+    for name in ("delay", "abort", "max_active_faults"):
+        if full.HasField(name):
+            getattr(only, name).CopyFrom(getattr(full, name))
+    return resources._any(only)
+
+
 def _action(given: Any) -> Any:
     action = route_components_pb2.RouteAction()
     if given.HasField("weighted_clusters"):
@@ -133,7 +152,9 @@ def _action(given: Any) -> Any:
     if given.max_stream_duration.HasField("grpc_timeout_header_max"):
         action.max_stream_duration.grpc_timeout_header_max.CopyFrom(given.max_stream_duration.grpc_timeout_header_max)
     retry_on = [word for word in given.retry_policy.retry_on.split(",") if word.strip() in _RETRY_ON]
-    if retry_on:
+    has_retries = not given.retry_policy.HasField("num_retries") or given.retry_policy.num_retries.value > 0
+    # gRPC cannot tell calls that may be repeated by a header, and repeats all or none: so none.
+    if retry_on and has_retries and not given.retry_policy.retriable_request_headers:
         action.retry_policy.retry_on = ",".join(retry_on)
         for name in ("num_retries", "retry_back_off"):
             if given.retry_policy.HasField(name):
@@ -207,11 +228,17 @@ def _rank(endpoint: Any) -> int:
 # -- listeners ----------------------------------------------------------------------------------------
 
 
+def _no_faults() -> Any:
+    """The place for the faults of a route."""
+    empty = resources._any(fault_pb2.HTTPFault())
+    return http_connection_manager_pb2.HttpFilter(name=FAULT_FILTER, typed_config=empty)
+
+
 @lru_cache(REMEMBERED)
 def _client_listener(name: str, table: str) -> bytes:
     manager = http_connection_manager_pb2.HttpConnectionManager(
         rds=http_connection_manager_pb2.Rds(route_config_name=table, config_source=resources._ads()),
-        http_filters=[resources._router()],
+        http_filters=[_no_faults(), resources._router()],
     )
     return _bytes(
         listener_pb2.Listener(

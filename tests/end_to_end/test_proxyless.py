@@ -52,6 +52,12 @@ kind: RateLimitPolicy
 metadata: {{name: {service}}}
 spec: {{targetRefs: [{{name: {service}}}], requests: 100000}}
 """
+FAULT: Final = """
+apiVersion: remora.dev/v1
+kind: FaultPolicy
+metadata: {{name: {service}}}
+spec: {{targetRefs: [{{name: {service}}}], abort: {{status: DATA_LOSS}}}}
+"""
 _TOLD_AT_ONCE: Final = {"GRPC_EXPERIMENTAL_XDS_DATA_ERROR_HANDLING": "true"}
 """What is not there is believed when the control plane says so, not after 15 s without an answer (gRFC A88)."""
 
@@ -194,6 +200,20 @@ def test_status_tells_what_a_proxyless_client_has_acknowledged(guests: Mesh, cal
     assert (found.engine, found.service) == ("grpc", "shopper")
     assert all(each.version_acked == each.version_sent and not each.version_nacked for each in found.types)
     assert "shopper.default" in guests.remora("status").out
+
+
+def test_faults_of_a_policy_are_injected_by_the_client_itself(guests: Mesh, caller: Client) -> None:
+    guests.echo("frail", "frail")
+    caller.good("xds:///frail")
+    applied = guests.apply(FAULT.format(service="frail"), "--wait")
+    assert "Enforced" not in applied.err
+    outcomes, _ = caller.calls("xds:///frail", 3)
+    assert {text.split(":")[0]: count for text, count in outcomes.items()} == {"DATA_LOSS": 3}
+    # gRPC would inject those of some calls only into all of them, so it is not told of these.
+    applied = guests.apply(FAULT.format(service="frail").replace("abort", "headers: {tester: ada}, abort"), "--wait")
+    assert "gRPC C-core has no faults of some calls only; it injects none" in applied.err
+    caller.good("xds:///frail", 3)
+    guests.remora("delete", "faultpolicy", "frail", "--wait")
 
 
 def test_what_a_proxyless_client_cannot_do_is_not_asked_of_it_and_is_said(guests: Mesh, caller: Client) -> None:

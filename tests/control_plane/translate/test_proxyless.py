@@ -8,6 +8,8 @@ from envoy.config.core.v3 import health_check_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.extensions.filters.http.fault.v3 import fault_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from google.protobuf import json_format
 
 from control_plane.resources import rules
@@ -129,6 +131,49 @@ def test_of_a_route_action_only_what_grpc_honours() -> None:
         },
         "hashPolicy": [{"header": {"headerName": "user"}}],
     }
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"retriableRequestHeaders": [{"name": "idempotency-key", "presentMatch": True}]}, {"numRetries": 0}],
+    ids=["only some calls", "none"],
+)
+def test_what_may_not_be_repeated_by_everybody_is_repeated_by_nobody(fields: dict[str, Any]) -> None:
+    given = json_format.ParseDict(
+        {"match": {"prefix": "/"}, "route": {"cluster": "c", "retryPolicy": {"retryOn": "unavailable", **fields}}},
+        route_components_pb2.Route(),
+    )
+    assert not proxyless._route(given).route.HasField("retry_policy")
+
+
+def test_faults_of_a_policy_are_those_that_grpc_injects() -> None:
+    text = """\
+apiVersion: remora.dev/v1
+kind: FaultPolicy
+metadata: {name: faults, namespace: shop}
+spec:
+  targetRefs: [{name: cart}]
+  delay: {duration: 0.1s, percent: 50}
+  abort: {status: UNAVAILABLE, percent: 10}
+  maxActive: 7
+"""
+    table = route_pb2.RouteConfiguration.FromString(told(text).types[ROUTES]["grpc|cart.shop"])
+    fault = fault_pb2.HTTPFault()
+    assert table.virtual_hosts[0].routes[0].typed_per_filter_config["fault"].Unpack(fault)
+    assert (fault.abort.grpc_status, fault.abort.percentage.numerator, fault.max_active_faults.value) == (
+        14,
+        100_000,
+        7,
+    )
+    assert fault.delay.fixed_delay.nanos == 100_000_000
+    listener = listener_pb2.Listener.FromString(told(text).types[LISTENER]["cart.shop"])
+    manager = http_connection_manager_pb2.HttpConnectionManager()
+    assert listener.api_listener.api_listener.Unpack(manager)
+    assert [each.name for each in manager.http_filters] == ["fault", "envoy.filters.http.router"]
+    some = route_pb2.RouteConfiguration.FromString(
+        told(text + "  headers: {tester: ada}\n").types[ROUTES]["grpc|cart.shop"]
+    )
+    assert not some.virtual_hosts[0].routes[0].typed_per_filter_config, "which gRPC would inject into all calls"
 
 
 def test_of_two_endpoints_with_one_address_the_better_one_stays() -> None:
