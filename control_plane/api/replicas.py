@@ -54,6 +54,7 @@ class Replicas:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._own = secrets.token_hex(8)
+        self._address = ""
         self._there: dict[bytes, str] = {}
         """Addresses by key in the store, our own among them."""
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -61,6 +62,7 @@ class Replicas:
     @asynccontextmanager
     async def present(self, address: str) -> AsyncIterator[None]:
         """Let the others know of us, as long as the context lasts."""
+        self._address = address
         lease: list[int] = []
         tasks = [asyncio.create_task(self._keep(address, lease)), asyncio.create_task(self._follow())]
         try:
@@ -110,9 +112,9 @@ class Replicas:
 
     @property
     def others(self) -> list[str]:
-        """Addresses of the other replicas that are there."""
+        """Addresses of the other replicas that are there. One that was killed and came back may stand there twice; we may, too."""
         own = keys.REPLICAS + self._own.encode()
-        return sorted(address for key, address in self._there.items() if key != own)
+        return sorted({address for key, address in self._there.items() if key != own and address != self._address})
 
     def _stub(self, kind: Any, address: str) -> Any:
         if address not in self._channels:

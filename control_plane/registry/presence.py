@@ -7,9 +7,10 @@ drained, which outlives restarts of its program.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace
 from time import monotonic
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
@@ -20,6 +21,9 @@ from control_plane.store.contract import Event, EventType, KeyValue
 from proto.mesh.v1 import service_pb2
 
 log = logging.getLogger("remora.registry")
+
+MAX_NAMED: Final = 5
+"""Services that one line of the log names."""
 
 
 class Presence:
@@ -109,15 +113,23 @@ class Presence:
     def _tell(self) -> None:
         """Say of whose service holding begins and ends."""
         counts = Counter(map(service_of, self.waves.held))
-        for service in sorted(counts.keys() - self._told):
+        fresh = sorted(counts.keys() - self._told)
+        if fresh:
             log.error(
                 "the leases of most instances of %s ended within seconds (%d so far): they are held, and served while fewer than half "
-                "are healthy, until they register again or `remora release %s` lets them go",
-                _name(service), counts[service], _name(service),
+                "are healthy, until they register again or `remora release` lets them go",
+                _names(fresh), sum(counts[service] for service in fresh),
             )  # fmt: skip
-        for service in sorted(self._told - counts.keys()):
-            log.warning("no instance of %s is held any more", _name(service))
+        over = sorted(self._told - counts.keys())
+        if over:
+            log.warning("no instance of %s is held any more", _names(over))
         self._told = set(counts)
+
+
+def _names(services: Sequence[bytes]) -> str:
+    """The first few, and how many more there are."""
+    more = f" and {len(services) - MAX_NAMED} other services" if len(services) > MAX_NAMED else ""
+    return ", ".join(map(_name, services[:MAX_NAMED])) + more
 
 
 def _name(service: bytes) -> str:

@@ -124,6 +124,21 @@ async def test_a_replica_that_died_is_waited_for_until_its_lease_has_ended(plane
     assert not (await one.mesh.Nodes(api_pb2.NodesRequest())).silent_replicas
 
 
+async def test_a_replica_that_was_killed_and_came_back_is_one(planes: tuple[Plane, Plane]) -> None:
+    """What it had written about itself before stays until the lease ends: nobody is asked twice, and nobody asks himself."""
+    one, two = planes
+    store = one.running.store
+    for plane in planes:
+        await store.txn((), [Put(keys.REPLICAS + plane.address.encode(), plane.address.encode(), await store.grant(5))])
+    await eventually_async(lambda: all(len(each.running.replicas._there) == 4 for each in planes))
+    async with AsyncExitStack() as stack:
+        await following(stack, one, "cart.shop~1")
+        await following(stack, two, "cart.shop~2")
+        applied = await one.apply(SERVICE.format(name="fourth"))
+        assert (await wait(one, applied.revision, 10)).nodes == 2
+        assert len((await one.mesh.Nodes(api_pb2.NodesRequest())).nodes) == 2
+
+
 async def test_one_of_them_sweeps_and_the_other_takes_over(etcd: EtcdCluster) -> None:
     await asyncio.to_thread(etcd.wipe)
 
