@@ -1,4 +1,4 @@
-"""Memory that is free goes back to the system: after many nodes have connected at once, what their first responses took is kept otherwise."""
+"""Memory that is free goes back to the system: after many nodes were told much at once, what that took is kept otherwise."""
 
 import asyncio
 import ctypes
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 QUIET_S: Final = 1.0
-"""After the last connection of a wave."""
+"""After the last that took much."""
 
 
 def _found() -> Callable[[int], object] | None:

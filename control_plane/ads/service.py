@@ -36,6 +36,8 @@ FIRST_REQUEST_S: Final = 10.0
 """A stream that says nothing for so long is ended."""
 SLOW_READER_S: Final = 30.0
 """A node that does not take a response off the wire for so long is dropped; it comes back when it can read."""
+LARGE_BYTES: Final = 64 * 1024
+"""A response that leaves something behind in the heap."""
 LAG_BUCKETS_S: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 
@@ -271,6 +273,8 @@ class AdsService:
             wake.clear()
             while (response := stream.next_response(monotonic())) is not None:
                 self.pushes[short(response.type_url)] += 1
+                if len(response.data) > LARGE_BYTES:
+                    self._trimmer.later()
                 unread = await self._write(context, response.data)
                 if unread is not None:
                     return unread
