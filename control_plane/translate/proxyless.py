@@ -194,7 +194,7 @@ def cluster(data: bytes, profile: Profile) -> bytes:
 
 @lru_cache(REMEMBERED)
 def endpoints(data: bytes) -> bytes:
-    """Endpoints as gRPC takes them: it refuses two with one address, so of those the one that does best stays."""
+    """Endpoints as every gRPC takes them: grpc-go refuses two with one address, so of those the one that does best stays."""
     message = endpoint_pb2.ClusterLoadAssignment.FromString(data)
     best: dict[tuple[str, int], Any] = {}
     for group in message.endpoints:
