@@ -1,5 +1,6 @@
 """Is a resource valid? The same answer at every entrance: command line, API, Kubernetes."""
 
+import ipaddress
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -55,6 +56,7 @@ def check(resource: api_pb2.Resource) -> list[Fault]:
         "load_balancing_policy",
         "rate_limit_policy",
         "authentication_policy",
+        "authorization_policy",
         "circuit_breaker_policy",
         "retry_policy",
         "timeout_policy",
@@ -66,8 +68,34 @@ def check(resource: api_pb2.Resource) -> list[Fault]:
         found += _rate_limit(resource.rate_limit_policy)
     if resource.HasField("load_balancing_policy"):
         found += _balancing(resource.load_balancing_policy)
+    if resource.HasField("authorization_policy"):
+        found += _authorization(resource.authorization_policy)
     found += resilience.faults(resource)
     return found
+
+
+def _authorization(spec: policy_pb2.AuthorizationPolicySpec) -> Iterator[Fault]:
+    for number, rule in enumerate(spec.rules):
+        path = f"spec.rules[{number}]"
+        for place, source in enumerate(getattr(rule, "from")):
+            if not source.ListFields():
+                yield Fault(f"{path}.from[{place}]", "names nobody; give one of its fields, or leave it out", "RMR0023")
+            for each, identity in enumerate(source.identities):
+                if "*" in identity.strip("*") or identity.count("*") > 1:
+                    text = f"{quoted(identity)}: one * is possible, at the beginning or at the end"
+                    yield Fault(f"{path}.from[{place}].identities[{each}]", text, "RMR0023")
+            for each, network in enumerate(source.addresses):
+                try:
+                    ipaddress.ip_network(network)
+                except ValueError as error:
+                    text = f"{quoted(network)} is no network, such as 10.0.0.0/8: {error}"
+                    yield Fault(f"{path}.from[{place}].addresses[{each}]", text, "RMR0023")
+        for place, target in enumerate(rule.to):
+            if not target.ListFields():
+                yield Fault(f"{path}.to[{place}]", "names no call; give one of its fields, or leave it out", "RMR0023")
+            for each, header in enumerate(target.headers):
+                if header.type == "RegularExpression":
+                    yield from _regexes(f"{path}.to[{place}].headers[{each}]", value=header.value)
 
 
 def _foreign_fields(spec: Any, chosen: str, fields: Mapping[str, tuple[str, ...]], code: str) -> Iterator[Fault]:

@@ -35,6 +35,7 @@ KINDS: Final = (
     Kind("TimeoutPolicy", "timeout_policy", "timeoutpolicies"),
     Kind("FaultPolicy", "fault_policy", "faultpolicies"),
     Kind("AuthenticationPolicy", "authentication_policy", "authenticationpolicies"),
+    Kind("AuthorizationPolicy", "authorization_policy", "authorizationpolicies"),
 )
 _BY_FIELD: Final = {kind.field: kind for kind in KINDS}
 _BY_ANY_NAME: Final = {spelling: kind for kind in KINDS for spelling in (kind.name.lower(), kind.plural)}

@@ -140,8 +140,8 @@ class Conditions:
 
 
 def _claims(resource: api_pb2.Resource) -> Iterator[_Claim]:
-    if resource.HasField("service") or is_off(resource):
-        return
+    if resource.HasField("service") or resource.HasField("authorization_policy") or is_off(resource):
+        return  # of authorization policies all count, so none is in another's way
     kind, namespace = kinds.of(resource).name, _namespace(resource)
     if not resource.HasField("grpc_route"):
         targets = getattr(resource, str(resource.WhichOneof("spec"))).target_refs

@@ -15,17 +15,18 @@ from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.http.fault.v3 import fault_pb2
 from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.matcher.v3 import regex_pb2, string_pb2
 from google.protobuf import any_pb2, duration_pb2, struct_pb2, wrappers_pb2
 
-from control_plane.translate import balancing, resilience, security
+from control_plane.translate import authorization, balancing, resilience, security
 from control_plane.translate.limits import filter_config
 from control_plane.translate.resilience import MAX_REQUESTS
 from control_plane.translate.route_filters import apply_filter
-from control_plane.translate.view import LimitView, MutualTls, PeerView, RuleView, ServiceView, cluster_name
+from control_plane.translate.view import AccessView, LimitView, MutualTls, PeerView, RuleView, ServiceView, cluster_name
 from proto.mesh.v1 import policy_pb2, service_pb2
 from proto.mesh.v1 import route_pb2 as mesh_route_pb2
 
@@ -356,6 +357,10 @@ def inbound_listener(
         rds=http_connection_manager_pb2.Rds(route_config_name=INBOUND, config_source=_ads()),
         http_filters=[
             *(
+                http_connection_manager_pb2.HttpFilter(name=name, typed_config=_any(rbac_pb2.RBAC()))
+                for name in authorization.FILTERS
+            ),
+            *(
                 http_connection_manager_pb2.HttpFilter(name=_limit_filter(number), typed_config=_any(empty))
                 for number in range(places)
             ),
@@ -391,14 +396,18 @@ def _limit_filter(number: int) -> str:
 
 
 @lru_cache(REMEMBERED)
-def inbound_routes(limits: tuple[LimitView, ...], engine: str) -> bytes:
-    """Everything to the application, under its rate limits."""
+def inbound_routes(
+    limits: tuple[LimitView, ...], engine: str, access: tuple[AccessView, ...] = (), trust_domain: str = ""
+) -> bytes:
+    """Everything to the application, under its access rules and rate limits."""
     to_application = route_components_pb2.Route(
         name=INBOUND,
         match=route_components_pb2.RouteMatch(prefix="/"),
         route=route_components_pb2.RouteAction(cluster=INBOUND, timeout=_none()),
     )
     host = route_components_pb2.VirtualHost(name="*", domains=["*"], routes=[to_application])
+    for name, rules in authorization.filter_configs(access, trust_domain):
+        host.typed_per_filter_config[name].CopyFrom(_any(rules))
     for number, limit in enumerate(limits):
         config = filter_config(limit, engine)
         if config is not None:

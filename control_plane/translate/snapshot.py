@@ -9,7 +9,7 @@ from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 
-from control_plane.translate import content, proxyless, reach, resources
+from control_plane.translate import authorization, content, proxyless, reach, resources
 from control_plane.translate.content import Content
 from control_plane.translate.node import Node
 from control_plane.translate.reach import Parts
@@ -103,7 +103,8 @@ def own(mesh: MeshView, node: Node) -> Own:
         listeners[resources.INBOUND] = resources.inbound_listener(
             node.inbound_address, node.inbound_port, len(in_force), source, inbound_mutual_tls(mesh, node)
         )
-        routes[resources.INBOUND] = resources.inbound_routes(in_force, node.engine)
+        access = authorization.in_force(mesh, node)
+        routes[resources.INBOUND] = resources.inbound_routes(in_force, node.engine, access, mesh.declared.trust_domain)
     if node.outbound_port:
         listeners[resources.OUTBOUND] = resources.outbound_listener(node.outbound_address, node.outbound_port)
     return Own(clusters, listeners, routes)

@@ -180,7 +180,7 @@ class Translator:
         declared = self.mesh.declared
         shares = limits(self.mesh, node) if declared.has_shares else ()
         peer = (declared.trust_domain, inbound_mutual_tls(self.mesh, node)) if declared.trust_domain else ()
-        return declared.limits, self.mesh.present.by_node.get(node.id, ()), (*shares, *peer)
+        return declared.limits, self.mesh.present.by_node.get(node.id, ()), (*shares, *peer, declared.access)
 
 
 def _routing(mesh: MeshView, key: Key) -> ServiceView | None:

@@ -139,6 +139,22 @@ class LimitTarget:
 
 
 @dataclass(frozen=True, slots=True)
+class AccessView:
+    """One authorization policy, attached to one place."""
+
+    policy: str
+    """`NAMESPACE/NAME`."""
+    namespace: str
+    """Of the policy; names without a namespace are of this one."""
+    place: Key
+    """A service; all of its namespace, with an empty name; or the mesh, both empty."""
+    selector: tuple[tuple[str, str], ...]
+    """What chooses the instances of that service."""
+    spec: bytes
+    """The serialised AuthorizationPolicySpec without its targets."""
+
+
+@dataclass(frozen=True, slots=True)
 class Declared:
     """What the resources say, service by service; instances come and go without touching it."""
 
@@ -157,6 +173,8 @@ class Declared:
     """Empty in a mesh without identities."""
     mutual_tls: Mapping[Key, MutualTls] = field(default_factory=dict)
     """By service, by namespace with an empty name, and for the mesh with both empty: what policies say."""
+    access: tuple[AccessView, ...] = ()
+    """Every authorization policy with every place that it is attached to, in order of names."""
 
     @property
     def has_shares(self) -> bool:
@@ -347,6 +365,7 @@ def declared(state: State) -> Declared:
         {kind: found for kind in RESILIENCE if (found := targets(state, kind))},
         state.trust.trust_domain if state.trust is not None else "",
         _mutual_tls(state),
+        _access(state),
     )
 
 
@@ -425,6 +444,20 @@ def _mutual_tls(state: State) -> dict[Key, MutualTls]:
         for place in _places(policy, spec):
             found.setdefault(place, says)
     return found
+
+
+def _access(state: State) -> tuple[AccessView, ...]:
+    found = []
+    for policy in filter(lambda policy: not is_off(policy), state.of_kind("AuthorizationPolicy")):
+        spec = policy_pb2.AuthorizationPolicySpec()
+        spec.CopyFrom(policy.authorization_policy)
+        spec.ClearField("target_refs")
+        data = spec.SerializeToString(deterministic=True)
+        namespace = _namespace(policy)
+        for place in _places(policy, policy.authorization_policy):
+            selector = tuple(sorted(state.selector(*place).items())) if place[1] else ()
+            found.append(AccessView(f"{namespace}/{policy.metadata.name}", namespace, place, selector, data))
+    return tuple(sorted(found, key=lambda view: (view.policy, view.place)))
 
 
 def _rules(routes: list[api_pb2.Resource]) -> dict[tuple[str, str], list[RuleView]]:

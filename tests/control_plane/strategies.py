@@ -161,6 +161,32 @@ def _limits(draw: st.DrawFn) -> policy_pb2.RateLimitPolicySpec:
 
 
 @st.composite
+def _authorization(draw: st.DrawFn) -> policy_pb2.AuthorizationPolicySpec:
+    spec = policy_pb2.AuthorizationPolicySpec(
+        mode=draw(st.sampled_from(policy_pb2.Mode.values())),
+        action=draw(st.sampled_from(policy_pb2.AuthorizationPolicySpec.Action.values())),
+        target_refs=draw(_target_refs()) if draw(st.booleans()) else [],
+    )
+    for _ in range(draw(st.integers(0, 2))):
+        rule = spec.rules.add()
+        for _ in range(draw(st.integers(0, 2))):
+            source = getattr(rule, "from").add(services=[draw(NAMES)])
+            if draw(st.booleans()):
+                source.namespaces.append(draw(NAMESPACES))
+            if draw(st.booleans()):
+                source.identities.append(draw(st.sampled_from(["*", "spiffe://a/*", "*/b", "spiffe://a/b"])))
+            if draw(st.booleans()):
+                source.addresses.append(draw(st.sampled_from(["10.0.0.0/8", "::1", "127.0.0.1", "2001:db8::/32"])))
+        for _ in range(draw(st.integers(0, 2))):
+            target = rule.to.add(methods=[draw(st.sampled_from(["a.B/*", "a.B/C"]))])
+            if draw(st.booleans()):
+                target.headers.add(
+                    name="x-a", value="a.*", type=draw(st.sampled_from(["", "Exact", "RegularExpression"]))
+                )
+    return spec
+
+
+@st.composite
 def _services(draw: st.DrawFn) -> service_pb2.ServiceSpec:
     ports = draw(st.lists(PORTS, max_size=3, unique=True))
     selector = {} if draw(st.booleans()) else {draw(st.sampled_from(["service", "version", "team"])): draw(NAMES)}
@@ -253,6 +279,7 @@ _SPECS: Final[dict[str, st.SearchStrategy[Any]]] = {
     "load_balancing_policy": _balancing(),
     "rate_limit_policy": _limits(),
     "authentication_policy": _authentication(),
+    "authorization_policy": _authorization(),
     "circuit_breaker_policy": _breaking(),
     "retry_policy": _retries(),
     "timeout_policy": _times(),

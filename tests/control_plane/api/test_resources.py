@@ -9,6 +9,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from control_plane.resources.kinds import KINDS
 from control_plane.resources.load import load
 from control_plane.translate.snapshot import LISTENER, ROUTES
 from proto.mesh.v1 import api_pb2
@@ -37,6 +38,9 @@ CREATED, CONFIGURED, UNCHANGED = (
     api_pb2.ApplyResponse.CONFIGURED,
     api_pb2.ApplyResponse.UNCHANGED,
 )
+
+KIND_NAMES: Final = ", ".join(kind.name for kind in KINDS)
+SPEC_FIELDS: Final = " or ".join(kind.field for kind in KINDS)
 
 
 def service(name: str, **metadata: Any) -> api_pb2.Resource:
@@ -174,7 +178,7 @@ async def test_every_fault_of_a_request_is_told(plane: Plane) -> None:
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert [re.sub(r"; it must match .*", "", line) for line in text.splitlines()] == [
         'Service shop/Bad: metadata.name: "Bad" has a form that is not allowed',
-        "resources[1]: has no spec; set service or grpc_route or load_balancing_policy or rate_limit_policy or authentication_policy (RMR0006)",
+        f"resources[1]: has no spec; set {SPEC_FIELDS} (RMR0006)",
         "Service shop/a: stands twice in one request; keep one (RMR0004)",
     ]
     assert await refused(plane.resources.Apply(api_pb2.ApplyRequest())) == (
@@ -192,7 +196,7 @@ async def test_kinds_are_named_as_users_name_them(plane: Plane) -> None:
         assert (await get(plane, kind, "split")).metadata.name == "split"
     assert await refused(get(plane, "Gateway", "split")) == (
         grpc.StatusCode.INVALID_ARGUMENT,
-        'kind "Gateway" is not known; known: Service, GRPCRoute, LoadBalancingPolicy, RateLimitPolicy, AuthenticationPolicy (RMR0007)',
+        f'kind "Gateway" is not known; known: {KIND_NAMES} (RMR0007)',
     )
     assert await refused(get(plane, "GRPCRoute", "other")) == (grpc.StatusCode.NOT_FOUND, "no GRPCRoute shop/other")
     assert await refused(get(plane, "GRPCRoute", "split", "")) == (

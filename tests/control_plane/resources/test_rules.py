@@ -162,7 +162,7 @@ def test_every_rule_in_everything_that_is_sent_or_taken_is_interpreted() -> None
 def test_a_required_message_and_a_required_choice() -> None:
     assert said(api_pb2.Resource()) == [
         ": nothing is set for spec; set service or grpcRoute or loadBalancingPolicy or rateLimitPolicy or authenticationPolicy"
-        " or circuitBreakerPolicy or retryPolicy or timeoutPolicy or faultPolicy",
+        " or authorizationPolicy or circuitBreakerPolicy or retryPolicy or timeoutPolicy or faultPolicy",
         "metadata: is missing; it must be given",
     ]
 

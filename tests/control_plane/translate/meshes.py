@@ -19,6 +19,7 @@ from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
 from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
 
@@ -206,8 +207,49 @@ def _listeners(mesh: Mesh, snapshot: Snapshot) -> Iterator[str]:
         if places:
             yield f"  places for rate limits: {len(places)}"
     for host in _inbound_hosts(snapshot):
-        for _, packed in sorted(host.typed_per_filter_config.items()):
-            yield _limit(packed)
+        for name, packed in sorted(host.typed_per_filter_config.items()):
+            if name.startswith("access."):
+                yield from _access(name, packed)
+            else:
+                yield _limit(packed)
+
+
+def _access(name: str, packed: Any) -> Iterator[str]:
+    config = rbac_pb2.RBACPerRoute()
+    packed.Unpack(config)
+    for kind in ("rules", "shadow_rules"):
+        if config.rbac.HasField(kind):
+            rules = getattr(config.rbac, kind)
+            yield f"{name} {kind}: {len(rules.policies)}"
+            for title, policy in sorted(rules.policies.items()):
+                yield f"  {title}: {' or '.join(map(_who, policy.principals))} may {' or '.join(map(_what, policy.permissions))}"
+
+
+def _who(principal: Any) -> str:
+    kind = principal.WhichOneof("identifier")
+    if kind in ("and_ids", "or_ids"):
+        ids = getattr(principal, kind).ids
+        return f"({f' {kind[:-4]} '.join(map(_who, ids))})"
+    if kind == "authenticated":
+        name = principal.authenticated.principal_name
+        how = name.WhichOneof("match_pattern")
+        return f"{how} {getattr(name, how)}"
+    if kind == "direct_remote_ip":
+        return f"{principal.direct_remote_ip.address_prefix}/{principal.direct_remote_ip.prefix_len.value}"
+    return str(kind)
+
+
+def _what(permission: Any) -> str:
+    kind = permission.WhichOneof("rule")
+    if kind in ("and_rules", "or_rules"):
+        rules = getattr(permission, kind).rules
+        return f"({f' {kind[:-6]} '.join(map(_what, rules))})"
+    if kind == "url_path":
+        how = permission.url_path.path.WhichOneof("match_pattern")
+        return f"{how} {getattr(permission.url_path.path, how)}"
+    if kind == "header":
+        return f"{permission.header.name}={permission.header.string_match.exact}"
+    return str(kind)
 
 
 def _limit(packed: Any) -> str:
