@@ -105,7 +105,7 @@ async def recovery(processes: Processes, place: Place) -> float:
     ]
 
     async def submit(number: int) -> None:
-        await client.stub.Submit(pb.SubmitRequest(gid=f"{run}-{number}", mode=pb.SAGA, branches=branches), timeout=30)
+        await client.stub.Submit(pb.SubmitRequest(gid=f"{run}-{number}", mode=pb.SAGA, branches=branches), timeout=120)
 
     await asyncio.gather(*(submit(number) for number in range(RECOVERED)))
     os.kill(process.pid, signal.SIGKILL)

@@ -11,6 +11,7 @@ import pytest
 
 from apps.bookstore.audit import Report
 from apps.bookstore.reckoning import reckon
+from apps.transactions.context import BranchCall, Op
 from proto.bookstore.v1 import accounts_pb2, notification_pb2, orders_pb2, payment_pb2, warehouse_pb2
 from tests.apps.bookstore.shop import Market, open_market
 from tests.postgres import running
@@ -122,6 +123,28 @@ def _outcome(market: Market, order_id: str, reader: str) -> str:
         failed: Any = error
         return str(failed.code().name)
     return "OK"
+
+
+@pytest.mark.parametrize(
+    ("cents", "text"),
+    [
+        (-1, "amount_cents: -1 is out of range; 1 to 100000000000 is needed"),
+        (0, "amount_cents: 0 is out of range"),
+        (2**63 - 1, "amount_cents: 9223372036854775807 is out of range"),
+    ],
+)
+def test_an_amount_that_cannot_be_is_refused_and_nothing_is_written(market: Market, cents: int, text: str) -> None:
+    for as_branch in (False, True):
+        metadata = BranchCall(f"bad{cents}", "debit", Op.TRY).metadata() if as_branch else ()
+        wanted = accounts_pb2.DebitRequest(order_id=f"bad{cents}", reader="max", amount_cents=cents)
+        for method in (market.accounts.Hold, market.accounts.Debit):
+            with pytest.raises(grpc.RpcError) as caught:
+                method(wanted, metadata=metadata, timeout=5)
+            error: Any = caught.value
+            assert error.code() is (grpc.StatusCode.ABORTED if as_branch else grpc.StatusCode.INVALID_ARGUMENT)
+            assert text in error.details()
+    assert balance(market, "max") == 10_000
+    adds_up(market)
 
 
 def test_the_bank_pays_out_what_was_earned_though_it_lies(market: Market) -> None:

@@ -65,7 +65,11 @@ async def participant(url: str, holdings: Mapping[str, int], port: int = 0) -> A
 
 @asynccontextmanager
 async def replica(
-    url: str, settings: Settings = QUICK, clock: Callable[[], float] = time.time, calls: Caller | None = None
+    url: str,
+    settings: Settings = QUICK,
+    clock: Callable[[], float] = time.time,
+    calls: Caller | None = None,
+    identity_key: str = "",
 ) -> AsyncIterator[Replica]:
     database = open_log_engine(url, is_synchronous=False)
     log = SqlLog(database)
@@ -73,7 +77,7 @@ async def replica(
         calls = calls or Caller()
         engine = await stack.enter_async_context(Engine(log, calls, settings, clock=clock, dice=random.Random(1)))
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        pb_grpc.add_CoordinatorServicer_to_server(CoordinatorService(engine), server)
+        pb_grpc.add_CoordinatorServicer_to_server(CoordinatorService(engine, identity_key), server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         client = Transactions(f"127.0.0.1:{port}")

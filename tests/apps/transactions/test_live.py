@@ -17,7 +17,7 @@ from apps.transactions.coordinator.log import Fenced, LogUnavailable, Record
 from proto.transactions.v1 import coordinator_pb2 as pb
 from tests.apps.transactions import bank
 from tests.apps.transactions.bank import request
-from tests.apps.transactions.live import QUICK, World, world
+from tests.apps.transactions.live import QUICK, World, replica, world
 from tests.waiting import eventually_async
 
 
@@ -455,6 +455,50 @@ async def test_a_gid_that_stands_for_something_else_is_refused(shop: World) -> N
     assert held(shop) == BOUGHT
     with pytest.raises(grpc.aio.AioRpcError, match="stands for another transaction"):
         await shop.one.client.tcc("g").__aenter__()
+
+
+async def test_a_branch_to_a_service_that_may_not_be_called_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    settings = replace(QUICK, services=("*.shop:50051", "127.0.0.1:*"))
+    async with replica(f"sqlite:///{tmp_path / 'log.db'}", settings) as one:
+        good = branch("a", forward=pb.Call(target="grpc://accounts.shop:50051/s.S/M"))
+        bad = branch("b", undo=pb.Call(target="grpc://accounts.shop.evil.example:50051/s.S/M"))
+        for asked in (
+            one.client.stub.Submit(pb.SubmitRequest(gid="g", mode=pb.SAGA, branches=[good, bad])),
+            one.client.stub.Begin(pb.BeginRequest(gid="g", mode=pb.MESSAGE, options=pb.Options(query=bad.undo))),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await asked
+            assert (caught.value.code(), reason(caught.value)) == (grpc.StatusCode.INVALID_ARGUMENT, "UNKNOWN_SERVICE")
+            assert "*.shop:50051, 127.0.0.1:* may" in str(caught.value.details())
+        assert not (await one.client.stub.List(pb.ListRequest())).transactions
+
+
+async def test_nobody_goes_on_with_a_transaction_of_somebody_else(tmp_path: Path) -> None:
+    key = "x-forwarded-client-cert"
+    orders = ((key, "By=spiffe://m/ns/shop/sa/transactions;URI=spiffe://m/ns/shop/sa/orders"),)
+    other = ((key, "URI=spiffe://m/ns/shop/sa/orders,By=spiffe://m/x;URI=spiffe://m/ns/shop/sa/cart"),)
+    async with replica(f"sqlite:///{tmp_path / 'log.db'}", identity_key=key) as one:
+        stub = one.client.stub
+        begun = await stub.Begin(pb.BeginRequest(gid="g", mode=pb.TCC), metadata=orders)
+        assert begun.initiator == "spiffe://m/ns/shop/sa/orders"
+        tried = branch("a", finish=pb.Call(target="grpc://h:1/s.S/M"), undo=pb.Call(target="grpc://h:1/s.S/M"))
+        tried.ClearField("forward")
+        for metadata in (other, ()):  # another service, and one without an identity
+            for asked in (
+                stub.AddBranch(pb.AddBranchRequest(gid="g", branches=[tried]), metadata=metadata),
+                stub.Submit(pb.SubmitRequest(gid="g"), metadata=metadata),
+                stub.Abort(pb.AbortRequest(gid="g"), metadata=metadata),
+                stub.Begin(pb.BeginRequest(gid="g", mode=pb.TCC), metadata=metadata),
+            ):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await asked
+                assert (caught.value.code(), reason(caught.value)) == (
+                    grpc.StatusCode.PERMISSION_DENIED,
+                    "NOT_YOURS",
+                )
+        left = await one.client.query("g")
+        assert (left.state, list(left.branches)) == (pb.OPEN, [])
+        assert (await stub.Abort(pb.AbortRequest(gid="g", wait_s=2), metadata=orders)).state == pb.FAILED
 
 
 async def test_more_than_it_can_see_to_is_refused(shop: World) -> None:
