@@ -60,7 +60,6 @@ _ONE_VALUE: Final = (
     b"grpc-timeout",
     b"user-agent",
     b"via",
-    b"x-forwarded-client-cert",
     b"x-forwarded-for",
     b"x-forwarded-host",
     b"x-forwarded-port",
@@ -72,6 +71,8 @@ _READ_ALWAYS: Final = frozenset((b"content-type", b"content-length"))
 _AUTHORITY_FORM: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]+")
 """Host and port (RFC 3986 §3.2); no user."""
 _PATH_FORM: Final = re.compile(rb"/[^\x00-\x20\x7f]*")
+_CLIENT_CERTIFICATE: Final = b"x-forwarded-client-cert"
+"""What a client says of its own certificate is neither read nor forwarded (Envoy: forward_client_cert_details SANITIZE, the default)."""
 _ENVOYS_OWN: Final = frozenset(
     b"x-envoy-" + name
     for name in (
@@ -418,7 +419,7 @@ class DecisionCache:
             kind = _FORBIDDEN
         elif name == b"host":
             kind = _HOST
-        elif name in _ENVOYS_OWN:
+        elif name in _ENVOYS_OWN or name == _CLIENT_CERTIFICATE:
             kind = _DROP
         elif name == b"grpc-timeout":
             kind = _TIMEOUT
@@ -443,6 +444,8 @@ class DecisionCache:
             value = headers.value_of(field)
             if field_rules.BAD_VALUE.search(value):
                 raise Malformed("control character in a value")
+            if name == _CLIENT_CERTIFICATE:
+                continue
             known = values.setdefault(name, [])
             if known and name.startswith(b":"):
                 raise Malformed("pseudo-header given twice")
