@@ -74,7 +74,7 @@ def test_a_writing_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(snapshot.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         write(path, b"second")
     assert read(path)[0] == b"first"
