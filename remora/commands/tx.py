@@ -53,6 +53,7 @@ class _Api:
 
         from proto.transactions.v1 import coordinator_pb2_grpc
 
+        self._is_registered = ":" not in coordinator
         self.address = coordinator if ":" in coordinator else _registered(coordinator, server)
         host_port(self.address, "--coordinator")
         self._channel = grpc.insecure_channel(self.address, options=[("grpc.enable_http_proxy", 0)])
@@ -75,6 +76,10 @@ class _Api:
             text = failed.details()
             if name == "UNAVAILABLE":
                 text = f"the coordinator at {self.address} cannot be reached; is it running? ({text})"
+                if self._is_registered:
+                    text += (
+                        "; if its sidecar wants a certificate, say with --coordinator where the program itself listens"
+                    )
             raise Failure(text, _EXITS.get(name, exits.NO)) from None
 
     def all(self, request: "pb.ListRequest", most: int) -> "list[pb.Transaction]":
