@@ -52,6 +52,8 @@ class Chaos:
             await asyncio.shield(asyncio.ensure_future(self._hit(victim, kind)))
 
     async def _hit(self, victim: str, kind: str) -> None:
+        if victim not in self._fleet.members:  # somebody else was faster
+            return
         self.faults[kind] += 1
         if kind == "sidecar" and self._kill_sidecar(victim):
             self._say(f"   kill -9 the sidecar of {victim}")

@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +26,7 @@ from rich.text import Text
 from proto.mesh.v1 import api_pb2_grpc
 from remora import environment, exits
 from remora.addresses import UsageError
-from remora.agent import ports
+from remora.agent import child, ports
 from remora.demo import opening, postgres
 from remora.demo.chaos import Chaos
 from remora.demo.crowd import GOOD, Crowd
@@ -225,6 +225,7 @@ class Market:
             "BOOKSTORE_DATABASE": url,
             "PURCHASES": way,
             "BANK_SEED": str(spec.seed),
+            "XDG_STATE_HOME": str(directory),  # a mesh of its own: other keys than the user's, or another demo's
             "TMPDIR": str(directory),  # what is killed cannot tidy up: its temporary files go with ours
             **opening.DURABILITY,
         }
@@ -237,6 +238,10 @@ class Market:
         self._crowd: Crowd | None = None
         left_out = SPARE if spec.is_small else ()
         self._instances = [each for each in INSTANCES if each not in left_out]
+        self._restart = {
+            f"{service}-{version}-{number}": partial(self._start_instance, service, version, number)
+            for service, version, number in self._instances
+        }
         self._coordinator_ports = dict(enumerate(ports.free(2), 1))
 
     async def run(self) -> None:
@@ -253,9 +258,7 @@ class Market:
 
     async def _start(self, channel: grpc.aio.Channel) -> None:
         start = monotonic()
-        store = self._spec.store or str(self.fleet.directory / "store")
-        http = f"127.0.0.1:{self._http}"
-        await self.fleet.start(CONTROL_PLANE, "up", "--listen", self._server, "--http", http, "--store", store)
+        await self._start_control_plane()
         words = ["--dir", str(self._data), "--copies", str(COPIES), "--readers", str(READERS), "--database", self._url]
         code, said = await self.fleet.ask("apps.bookstore.seed", *words)
         if code:
@@ -271,6 +274,11 @@ class Market:
         if self._way != "naive":
             coordinator = f"127.0.0.1:{self._coordinator_ports[1]}"
             self._screen.say(f"   and: export REMORA_TRANSACTIONS={coordinator}; remora tx list", "dim")
+
+    async def _start_control_plane(self) -> None:
+        store = self._spec.store or str(self.fleet.directory / "store")
+        http = f"127.0.0.1:{self._http}"
+        await self.fleet.start(CONTROL_PLANE, "up", "--listen", self._server, "--http", http, "--store", store)
 
     async def _start_instance(self, service: str, version: str, number: int) -> None:
         engine = opening.engine_of(self._spec.engine, number)
@@ -305,11 +313,7 @@ class Market:
             "reckoning", *self._reckoning(), "--every", str(TICK_S), piped=True, module="apps.bookstore.reckoning"
         )
         assert counting.process.stdout is not None
-        restart = {
-            f"{service}-{version}-{number}": partial(self._start_instance, service, version, number)
-            for service, version, number in self._instances
-        }
-        self._chaos = Chaos(self.fleet, restart, self._spec.seed, self._say_fault)
+        self._chaos = Chaos(self.fleet, self._restart, self._spec.seed, self._say_fault)
         async with asyncio.TaskGroup() as background:
             tasks = [
                 background.create_task(self._crowd.run()),
@@ -324,7 +328,7 @@ class Market:
             while monotonic() < end:
                 await asyncio.sleep(min(TICK_S, max(0.0, end - monotonic())))
                 self._screen.tick()
-                opening.check_all_alive(self.fleet)
+                await self._revive()
             for each in tasks[2:]:
                 each.cancel()
                 await asyncio.gather(each, return_exceptions=True)  # a restart that has begun ends
@@ -332,6 +336,17 @@ class Market:
             await self.fleet.stop("reckoning")
             for each in tasks[:2]:
                 each.cancel()
+
+    async def _revive(self) -> None:
+        """Start again what somebody else has killed: the demo may be tormented from outside, too. Raises Failure for what counts."""
+        start: dict[str, Callable[[], Awaitable[object]]] = {**self._restart, CONTROL_PLANE: self._start_control_plane}
+        for member in self.fleet.ended():
+            if member.name not in start:
+                continue
+            code = child.exit_code(self.fleet.members.pop(member.name).process)
+            self._say_fault(f"   {member.name} ended with exit code {code}; starting it again")
+            await start[member.name]()
+        opening.check_all_alive(self.fleet)
 
     def _reckoning(self) -> list[str]:
         words = ["--dir", str(self._data), "--database", self._url]
@@ -353,6 +368,7 @@ class Market:
         start = monotonic()
         patience_s = SETTLE_TIMEOUT_S if self._way != "naive" else GIVEN_UP_S + 1
         while True:
+            await self._revive()
             _, out = await self.fleet.ask(
                 "apps.bookstore.reckoning", *self._reckoning(), "-o", "json", with_errors=False
             )

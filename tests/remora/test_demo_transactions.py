@@ -1,5 +1,6 @@
 """The transactions demo: its exit code says whether everything is there; and it leaves nothing behind."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -32,6 +33,27 @@ def test_whoever_is_killed_money_and_books_are_all_there(tmp_path: Path, way: st
     assert code == 0, out + err
     assert "kill -9" in out
     assert out.splitlines()[-1] == "all 1 expectations held"
+
+
+@pytest.mark.slow
+def test_faults_may_come_from_outside_too(tmp_path: Path) -> None:
+    with demo(tmp_path, "--transactions", "saga", "--small", "--for", "15s") as process:
+        process.until("shoppers buy", "out")
+        for words in ("remora up", "apps.bookstore.accounts", "apps.transactions.coordinator"):
+            pids = [pid for pid in tree(process.pid) if words in command(pid)]
+            assert pids
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+        code = process.wait(240)
+    assert code == 0, process.out + process.err
+    assert process.out.count("starting it again") >= 3
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
 
 
 def test_the_naive_way_is_seen_to_lose_money(tmp_path: Path) -> None:
