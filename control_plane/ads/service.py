@@ -38,6 +38,9 @@ SLOW_READER_S: Final = 30.0
 """A node that does not take a response off the wire for so long is dropped; it comes back when it can read."""
 LARGE_BYTES: Final = 64 * 1024
 """A response that leaves something behind in the heap."""
+LARGE_AT_ONCE: Final = 16
+"""Such responses that are on the way at a time. A hundred nodes that connect to ten thousand services are told a gigabyte: all at once, none of
+them would have its part in time, and keepalive pings would wait behind it until the connections are taken for dead."""
 LAG_BUCKETS_S: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 
@@ -109,6 +112,7 @@ class AdsService:
         self._translator = Translator()
         self._wave = Wave()
         self._trimmer = Trimmer()
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._pusher: asyncio.Task[None] | None = None
         self._programmed = asyncio.Condition()
         self._notifier: asyncio.Task[None] | None = None
@@ -275,7 +279,10 @@ class AdsService:
                 self.pushes[short(response.type_url)] += 1
                 if len(response.data) > LARGE_BYTES:
                     self._trimmer.later()
-                unread = await self._write(context, response.data)
+                    async with self._large:  # given back by a node that does not read at the end of its time
+                        unread = await self._write(context, response.data)
+                else:
+                    unread = await self._write(context, response.data)
                 if unread is not None:
                     return unread
             del response

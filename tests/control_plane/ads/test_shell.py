@@ -347,3 +347,18 @@ async def test_changes_that_come_at_once_are_few_pushes() -> None:
             assert served.ads.pushes["ClusterLoadAssignment"] - before <= 5
             wanted = build(view.mesh(state), next(iter(served.ads.streams.values())).node)
             assert node.held[ENDPOINTS] == wanted.types[ENDPOINTS]
+
+
+async def test_large_responses_take_turns_and_a_node_that_does_not_read_keeps_nobody_from_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ads_service, "LARGE_AT_ONCE", 1)
+    instances = "\n".join(f"instance service-{number}.shop i{number} 10.0.0.1:50051" for number in range(500))
+    async with Served(slow_reader_s=0.3) as served:
+        served.ads.on_state(meshes.read(instances).state)
+        async with Node(served.address, "slow", window=4096) as slow, Node(served.address, "fast") as fast:
+            await slow.say(CLUSTER)
+            await eventually_async(lambda: served.ads.pushes["Cluster"] == 1)
+            await fast.follow()
+            await eventually_async(lambda: ROUTES in fast.held)
+            assert served.ads.slow_readers == 1, "it had its time before"
