@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from proto.mesh.v1 import api_pb2
+from remora.agent.child import tree
 from tests import mesh as meshes
 from tests.mesh import Caller, Mesh, load
 from tests.waiting import eventually
@@ -117,6 +118,20 @@ def from_outside(mesh: Mesh, service: str, client: Caller) -> str:
     options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel(f"{instance.address}:{instance.port}", options=options) as channel:
         return answers(client, client.schema.services.EchoStub(channel))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_key_is_shown_by_the_admin_endpoint_or_stands_on_the_command_line(mesh: Mesh, engine: str) -> None:
+    service = f"closed-{engine}"
+    process = mesh.echo("one", service, engine=engine)
+    [node] = [each for each in mesh.nodes.Nodes(api_pb2.NodesRequest()).nodes if each.service == service]
+    with urllib.request.urlopen(f"http://{node.admin_address}/config_dump", timeout=5) as answer:
+        dump = answer.read().decode()
+    assert "spiffe://shop.test/ns/default/sa/" in dump
+    assert "PRIVATE KEY" not in dump
+    for pid in tree(process.pid):
+        for name in ("cmdline", "environ"):
+            assert b"PRIVATE KEY" not in Path(f"/proc/{pid}/{name}").read_bytes()
 
 
 @pytest.mark.parametrize("callee", ENGINES)
