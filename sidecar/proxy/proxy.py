@@ -92,7 +92,9 @@ class Proxy:
                 manager = chain.config.manager
                 if manager is not None:
                     table = manager.routes if manager.rds_name is None else tables.get(manager.rds_name)
-                    chain.router = self._router((config.name, number), table, routers)
+                    twin = _twin(chains, number)
+                    key = (config.name, number if twin is None else twin)
+                    chain.router = routers.get(key) or self._router(key, table, routers)
         self._routers = routers
         self._swap_clusters(previous, configuration, ready)
         filters: dict[_Key, FilterBook] = {}
@@ -102,8 +104,10 @@ class Proxy:
                 if manager is not None:
                     missing = f'the routes "{manager.rds_name}" have not come from the control plane yet'
                     chain.cache.what_is_missing = missing
-                    key = (config.name, number)
-                    filters[key] = self._filters_of(key, manager, chain.router)
+                    twin = _twin(chains, number)
+                    key = (config.name, number if twin is None else twin)
+                    if twin is None:
+                        filters[key] = self._filters_of(key, manager, chain.router)
                     chain.cache.max_duration_s = manager.max_stream_duration_s
                     chain.cache.reconfigure(chain.router, self.clusters, filters[key])
                     chain.keep_times()
@@ -219,6 +223,19 @@ def _cluster_names(chain: Chain) -> Iterator[str]:
         for route in host.routes:
             for name, _ in route.clusters:
                 yield name
+
+
+def _twin(chains: Sequence[Chain], number: int) -> int | None:
+    """An earlier chain of the listener that does the same with calls from the same routes, such as the one for TLS on a port that takes
+    both: a limit is for the two together (as in Envoy, whose limits belong to the routes)."""
+    manager = chains[number].config.manager
+    if manager is None or manager.rds_name is None:
+        return None
+    for place, other in enumerate(chains[:number]):
+        twin = other.config.manager
+        if twin is not None and (twin.rds_name, twin.filters) == (manager.rds_name, manager.filters):
+            return place
+    return None
 
 
 def _same_address(one: ListenerConfig, other: ListenerConfig) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.proxy.config import EndpointConfig, LoadAssignment
+from sidecar.proxy.config import ChainMatch, EndpointConfig, FilterChain, LoadAssignment
 from sidecar.proxy.listener import ListenError
 from sidecar.xds.bootstrap import parse
 from tests.ports import free_ports
@@ -221,3 +221,30 @@ async def test_draining_says_so_when_the_time_is_over_first() -> None:
             start(client)
             await arrived(a, 1)
             assert await proxy.drain(0.05) is False
+
+
+async def test_a_limit_is_for_all_chains_of_a_port_that_have_the_same_routes() -> None:
+    """As for TLS and plain text on one port, where whoever may not come twice one way must not come the other way either."""
+    [port] = free_ports(1)
+    async with backends("a") as [a]:
+        clusters = [bootstraps.cluster("a", a.port)]
+        inline = parse(bootstrap(port, "a", *clusters, **limit("once", 1))).configuration
+        [listener] = inline.listeners
+        manager = listener.chains[0].manager
+        assert manager is not None and manager.routes is not None
+        by_rds = replace(manager, routes=None, rds_name=manager.routes.name)
+        chains = tuple(
+            FilterChain(name, ChainMatch(applications=(name,)), manager=by_rds) for name in ("h2c", "http/1.1")
+        )
+        both = replace(listener, chains=chains, inspects_http=True)
+        async with running(bootstraps.static([], clusters)) as proxy:
+            for _ in range(2):  # a configuration that comes again gives no new tokens
+                await proxy.apply(replace(inline, listeners=(both,), route_tables=(manager.routes,)))
+                client = await dial(port)
+                seen = await call(client)
+                client.close()
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+                assert (await reader.readline()).startswith(b"HTTP/1.1 429 ")
+                writer.close()
+            assert origin(seen) is None and len(a.requests) == 1
