@@ -190,7 +190,7 @@ class _TwoPhases:
         if error is None:
             await self._coordinator.submit(pb.SubmitRequest(gid=self.gid))
             return
-        request = pb.AbortRequest(gid=self.gid, reason=str(error)[:200])
+        request = pb.AbortRequest(gid=self.gid, reason=_why(error)[:200])
         try:
             with crossing("send", "abort"):
                 await self._coordinator.stub.Abort(request, timeout=CALL_TIMEOUT_S)
@@ -341,6 +341,13 @@ def _is_repeatable(error: grpc.aio.AioRpcError, is_branch: bool) -> bool:
     if is_branch and verdict(error.code(), error.details()) is Verdict.ONGOING:
         return True
     return error.code() in _REPEATABLE
+
+
+def _why(error: BaseException) -> str:
+    """In one line, for people."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name}: {error.details()}"
+    return str(error) or type(error).__name__
 
 
 def _call(target: str, request: Request) -> pb.Call:

@@ -133,6 +133,7 @@ async def test_a_refused_try_cancels_the_others(shop: World) -> None:
             await reserve(shop, tcc, price=130)
     await eventually_async(lambda: held(shop) == UNTOUCHED)
     await eventually_async(lambda: is_state(shop, "g", "FAILED"))
+    assert (await shop.one.client.query("g")).reason == "ABORTED: reader has too little", "in one line"
 
 
 async def is_state(shop: World, gid: str, wanted: str) -> bool:
