@@ -58,7 +58,7 @@ def _rules(message: Any, path: str) -> AccessRules:
     for name in sorted(message.policies):
         policy, place = message.policies[name], f"{path}.policies[{name}]"
         if not policy.permissions or not policy.principals:
-            raise ConfigError(place, "permissions and principals are needed (RMR0145)")
+            raise ConfigError(place, "permissions and principals are needed (RMR0147)")
         permissions = tuple(_permission(item, f"{place}.permissions[{n}]") for n, item in enumerate(policy.permissions))
         principals = tuple(_principal(item, f"{place}.principals[{n}]") for n, item in enumerate(policy.principals))
         found.append(AccessPolicy(name, _some(permissions), _some(principals)))
@@ -92,7 +92,7 @@ def _permission(message: Any, path: str) -> Condition:
             return AddressIn(End.OWN, _network(message.destination_ip, f"{path}.destination_ip"))
         case "destination_port":
             if message.destination_port > MAX_PORT:
-                raise ConfigError(f"{path}.destination_port", f"{message.destination_port} is no port (RMR0145)")
+                raise ConfigError(f"{path}.destination_port", f"{message.destination_port} is no port (RMR0147)")
             return PortIn(message.destination_port, message.destination_port + 1)
         case "destination_port_range":
             return PortIn(message.destination_port_range.start, message.destination_port_range.end)
@@ -100,7 +100,7 @@ def _permission(message: Any, path: str) -> Condition:
             return ServerNameIs(string_match(message.requested_server_name, f"{path}.requested_server_name"))
         case "metadata":
             return _claim(message.metadata, f"{path}.metadata")
-    raise ConfigError(path, "a rule is needed (RMR0145)")
+    raise ConfigError(path, "a rule is needed (RMR0147)")
 
 
 def _principal(message: Any, path: str) -> Condition:
@@ -130,18 +130,18 @@ def _principal(message: Any, path: str) -> Condition:
             return _path(message.url_path, f"{path}.url_path")
         case "metadata":
             return _claim(message.metadata, f"{path}.metadata")
-    raise ConfigError(path, "an identifier is needed (RMR0145)")
+    raise ConfigError(path, "an identifier is needed (RMR0147)")
 
 
 def _any(value: bool, path: str) -> Condition:
     if not value:
-        raise ConfigError(f"{path}.any", "only true is possible (RMR0145)")
+        raise ConfigError(f"{path}.any", "only true is possible (RMR0147)")
     return Always()
 
 
 def _path(message: Any, path: str) -> Condition:
     if message.WhichOneof("rule") != "path":
-        raise ConfigError(path, "path is needed (RMR0145)")
+        raise ConfigError(path, "path is needed (RMR0147)")
     return PathIs(string_match(message.path, f"{path}.path"))
 
 
@@ -150,7 +150,7 @@ def _network(message: Any, path: str) -> Network:
         address = ipaddress.ip_address(message.address_prefix)
         return ipaddress.ip_network((address, message.prefix_len.value), strict=False)
     except ValueError:
-        text = f'"{message.address_prefix}/{message.prefix_len.value}" is no network (RMR0145)'
+        text = f'"{message.address_prefix}/{message.prefix_len.value}" is no network (RMR0147)'
         raise ConfigError(path, text) from None
 
 
@@ -158,7 +158,7 @@ def _claim(message: Any, path: str) -> Condition:
     """type.matcher.v3.MetadataMatcher."""
     keys = tuple(segment.key for segment in message.path)
     if not message.filter or not keys:
-        raise ConfigError(path, "filter and path are needed (RMR0145)")
+        raise ConfigError(path, "filter and path are needed (RMR0147)")
     value = message.value
     is_in_list = value.WhichOneof("match_pattern") == "list_match"
     if is_in_list:
@@ -176,10 +176,10 @@ def _value(message: Any, path: str) -> HeaderMatch | bool | float | None:
             return bool(message.bool_match)
         case "double_match":
             if message.double_match.WhichOneof("match_pattern") != "exact":
-                raise ConfigError(f"{path}.double_match", "exact is supported (RMR0145)")
+                raise ConfigError(f"{path}.double_match", "exact is supported (RMR0147)")
             return float(message.double_match.exact)
         case "present_match":
             if not message.present_match:
-                raise ConfigError(f"{path}.present_match", "only true is supported; use invert (RMR0145)")
+                raise ConfigError(f"{path}.present_match", "only true is supported; use invert (RMR0147)")
             return None
-    raise ConfigError(path, "string_match, bool_match, double_match, present_match or list_match is needed (RMR0145)")
+    raise ConfigError(path, "string_match, bool_match, double_match, present_match or list_match is needed (RMR0147)")

@@ -52,7 +52,7 @@ def header_changes(message: Any, kind: str, path: str) -> HeaderChanges:
 
 def _refuse_fixed(name: str, path: str) -> None:
     if name.startswith(":") or name.lower() == "host":
-        raise ConfigError(path, f'"{name}" cannot be changed here; see host_rewrite_literal, prefix_rewrite (RMR0144)')
+        raise ConfigError(path, f'"{name}" cannot be changed here; see host_rewrite_literal, prefix_rewrite (RMR0146)')
 
 
 def _header_change(message: Any, kind: str, path: str) -> HeaderChange:
@@ -79,7 +79,7 @@ def _value(text: str, kind: str, path: str) -> tuple[ValuePart, ...]:
         if found.group() == "%%":
             parts.append(ValuePart(b"%"))
         elif found.group(1) is None or kind != "request":
-            raise ConfigError(path, f'"{text}": only %REQ(…)%, in requests, and %% are supported (RMR0144)')
+            raise ConfigError(path, f'"{text}": only %REQ(…)%, in requests, and %% are supported (RMR0146)')
         else:
             other = (found.group(2) or "").lower().encode()
             parts.append(ValuePart(b"", found.group(1).lower().encode(), other, int(found.group(3) or 0)))
@@ -92,7 +92,7 @@ def rewrite(action: Any, path: str) -> Rewrite | None:
     """The rewrites of a route.v3.RouteAction."""
     pattern = substitution = host_pattern = host_substitution = None
     if action.prefix_rewrite and action.HasField("regex_rewrite"):
-        raise ConfigError(f"{path}.prefix_rewrite", "goes not with regex_rewrite (RMR0144)")
+        raise ConfigError(f"{path}.prefix_rewrite", "goes not with regex_rewrite (RMR0146)")
     if action.HasField("regex_rewrite"):
         pattern, substitution = rewriting(action.regex_rewrite, f"{path}.regex_rewrite")
     host = action.WhichOneof("host_rewrite_specifier")
@@ -134,13 +134,13 @@ def redirect(message: Any, path: str) -> Redirect:
 def direct_response(message: Any, path: str) -> DirectResponse:
     """route.v3.DirectResponseAction."""
     if not 200 <= message.status < 600:
-        raise ConfigError(f"{path}.status", f"{message.status}: 200 to 599 are possible (RMR0144)")
+        raise ConfigError(f"{path}.status", f"{message.status}: 200 to 599 are possible (RMR0146)")
     source = message.body
     if source.WhichOneof("specifier") == "filename":
-        raise ConfigError(f"{path}.body.filename", "inline_string and inline_bytes are supported (RMR0144)")
+        raise ConfigError(f"{path}.body.filename", "inline_string and inline_bytes are supported (RMR0146)")
     body = source.inline_bytes or source.inline_string.encode()
     if len(body) > MAX_BODY:
-        raise ConfigError(f"{path}.body", f"{len(body)} bytes; at most {MAX_BODY} are possible (RMR0144)")
+        raise ConfigError(f"{path}.body", f"{len(body)} bytes; at most {MAX_BODY} are possible (RMR0146)")
     return DirectResponse(message.status, body)
 
 
