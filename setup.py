@@ -41,6 +41,7 @@ HOT = [
     "sidecar/proxy/downstream.py",
     "sidecar/proxy/fault.py",
     "sidecar/proxy/filters.py",
+    "sidecar/proxy/hedge.py",
     "sidecar/proxy/limit.py",
     "sidecar/proxy/outlier.py",
     "sidecar/proxy/mirror.py",

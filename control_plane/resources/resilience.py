@@ -65,6 +65,11 @@ def _retry(spec: RetryPolicySpec) -> Iterator[Fault]:
         yield Fault("spec.perTryTimeout", "only leads to another try with `on: [Reset]`; add that", CODE)
     if spec.HasField("max_backoff") and not spec.HasField("backoff"):
         yield Fault("spec.maxBackoff", "means nothing without backoff; say that too", CODE)
+    if spec.HasField("hedge") and not spec.idempotent:
+        text = "makes every slow call happen twice; say idempotent: true if that does no harm"
+        yield Fault("spec.hedge", text, CODE)
+    if spec.HasField("hedge") and not spec.hedge.HasField("delay"):
+        yield Fault("spec.hedge.delay", "is missing; say after how long, such as 50ms", CODE)
     yield from _longer(spec, "spec", "backoff", "max_backoff")
 
 

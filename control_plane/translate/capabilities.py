@@ -105,6 +105,7 @@ MATRIX: Final[Mapping[tuple[str, str, str], Row]] = {
     ("RetryPolicy", "idempotent", ""): Row("retries", _ANYWHERE, source="gRFC A44"),
     ("RetryPolicy", "backoff", ""): Row("back-off", _ANYWHERE, source="gRFC A44"),
     ("RetryPolicy", "max_backoff", ""): Row("back-off", _ANYWHERE, source="gRFC A44"),
+    ("RetryPolicy", "hedge", ""): Row("hedging", _NOT_ENVOY),
     ("RetryPolicy", "per_try_timeout", ""): Row("time-out of one try"),
     ("RetryPolicy", "idempotency_key", ""): Row("way to retry only calls with a header", otherwise="it retries none"),
     ("TimeoutPolicy", "request", ""): Row("time-out of a request", _ANYWHERE, source="gRFC A31"),

@@ -19,6 +19,8 @@ from proto.mesh.v1.resilience_pb2 import Calling, CircuitBreakerPolicySpec, Faul
 
 BREAKER: Final = "remora.breaker"
 """Key of a cluster's metadata; the value is a CircuitBreakerPolicySpec with `mode` and `breaker`, as JSON."""
+HEDGE: Final = "remora.hedge"
+"""Key of a route's metadata; the value is a RetryPolicySpec.Hedge, as JSON."""
 FAULT_FILTER: Final = "fault"
 MAX_REQUESTS: Final = 100_000
 """Wide enough not to be a limit by itself: limits are what a policy sets."""
@@ -122,6 +124,8 @@ def call(route: Any, calling: bytes) -> None:
     """Put retries, times and faults on a route to a service; empty bytes are what holds without a policy."""
     found = Calling.FromString(calling)
     route.route.retry_policy.CopyFrom(_retry(found.retry))
+    if found.retry.HasField("hedge"):
+        route.metadata.filter_metadata[HEDGE].update(json_format.MessageToDict(found.retry.hedge))
     if found.timeout.HasField("request"):
         route.route.timeout.CopyFrom(found.timeout.request)
     if found.timeout.HasField("idle"):

@@ -31,7 +31,7 @@ class Retry:
         self.config = config
         self.rules = Rules(config.on, config.status_codes)
         self.reads_answers = self.rules.reads_answers
-        self.times_tries = config.per_try_timeout_s > 0.0 or config.per_try_idle_timeout_s > 0.0
+        self.times_tries = config.per_try_timeout_s > 0.0 or config.per_try_idle_timeout_s > 0.0 or config.hedges > 0
         """A try has a time of its own, beside the call's."""
 
 
@@ -41,6 +41,8 @@ class Attempts(Timed):
     __slots__ = (
         "_backoff",
         "_call",
+        "_hedge_at",
+        "_hedges",
         "_idle_from",
         "_left",
         "_retry",
@@ -49,6 +51,7 @@ class Attempts(Timed):
         "is_counted",
         "is_waiting",
         "redraws",
+        "rivals",
         "tried",
     )
 
@@ -71,15 +74,23 @@ class Attempts(Timed):
         self._backoff = Backoff(config.backoff_base_s, config.backoff_max_s)
         self._try_until = 0.0
         self._idle_from = 0.0
+        self._hedge_at = 0.0
+        self._hedges = config.hedges
+        self.rivals: list[Call] = []
+        """Tries that run beside the call's own."""
 
     # -- the time of one try ------------------------------------------------------------------------
 
     def begin_try(self) -> None:
         """The request was sent, or handed to a connection, or is whole now: the time of this try runs (Envoy: per_try_timeout)."""
+        if self._call.is_rival:
+            return
         limit = self._retry.config.per_try_timeout_s
         now = monotonic()
         self._try_until = now + limit if limit and self._call.is_request_over else 0.0
         self._idle_from = now
+        if self._hedges and self._call.is_request_over:
+            self._hedge_at = now + self._retry.config.hedge_delay_s
         self._arm()
 
     def heard(self, now: float) -> None:
@@ -89,8 +100,8 @@ class Attempts(Timed):
     def _arm(self) -> None:
         idle = self._retry.config.per_try_idle_timeout_s
         idle_until = self._idle_from + idle if idle else 0.0
-        until = 0.0 if self._call.is_responded else self._try_until
-        self.deadline = min(until, idle_until) if until and idle_until else until or idle_until
+        times = [idle_until] if self._call.is_responded else [idle_until, self._try_until, self._hedge_at]
+        self.deadline = min([at for at in times if at], default=0.0)
         if self.deadline:
             self._call.down.worker.timers.add(self)
 
@@ -101,6 +112,9 @@ class Attempts(Timed):
             return
         if self.is_waiting:
             self._go()
+            return
+        if self._hedge_at and monotonic() >= self._hedge_at and not call.is_responded:
+            self._hedge()
             return
         config = self._retry.config
         now = monotonic()
@@ -114,6 +128,19 @@ class Attempts(Timed):
             failed(call, Cause.TIMEOUT, Status.DEADLINE_EXCEEDED, f'"{cluster.name}": {text}', "SI")
         else:
             self._arm()
+
+    def _hedge(self) -> None:
+        """There is no answer yet: begin a try beside those that run, if the cluster's limit of retries allows."""
+        call, load = self._call, self._call.load
+        self._hedge_at = 0.0
+        if load is not None and load.retrying < load.most_retries() and has_whole_request(call):
+            self._hedges -= 1
+            if self._hedges:
+                self._hedge_at = monotonic() + self._retry.config.hedge_delay_s
+            from sidecar.proxy import hedge  # which knows calls, which know this
+
+            hedge.begin(call, self._retry)
+        self._arm()
 
     # -- another try --------------------------------------------------------------------------------
 
@@ -166,13 +193,17 @@ class Attempts(Timed):
         cluster.begin_try(call)
 
     def on_answer(self) -> None:
-        """There is an answer: the call no longer counts as a retry."""
+        """There is an answer: the call no longer counts as a retry, and nothing runs beside it."""
         self._release()
+        if self.rivals:
+            cancel(self.rivals)
 
     def end(self, flag: str) -> str:
         """The call is over, with this response flag; returns all its flags."""
         self.deadline = 0.0
         self._release()
+        if self.rivals:
+            cancel(self.rivals)
         if self.is_waiting and self._call.load is not None:
             self._call.load.active += 1  # whoever ends the call takes it away
         return flag or self.flags
@@ -181,6 +212,22 @@ class Attempts(Timed):
         if self.is_counted and self._call.load is not None:
             self.is_counted = False
             self._call.load.retrying -= 1
+
+
+def cancel(rivals: "list[Call]") -> None:
+    """End the tries that run beside a call's own."""
+    from sidecar.proxy import hedge
+
+    hedge.cancel(rivals)
+
+
+def step_in(call: "Call") -> bool:
+    """A try that runs beside a call's own takes its place; False if there is none."""
+    if call.attempts is None or not call.attempts.rivals:
+        return False
+    from sidecar.proxy import hedge
+
+    return hedge.step_in(call)
 
 
 def of(call: "Call", retry: Retry) -> Attempts:
@@ -195,6 +242,11 @@ def failed(call: "Call", cause: Cause, status: Status, text: str, flag: str) -> 
     """A try got no answer: there is another, or the call ends with this status, text and flag."""
     if call.endpoint is not None and call.endpoint.record is not None:
         call.endpoint.observe_failure(TOO_LATE if cause is Cause.TIMEOUT else UNREACHABLE)
+    if call.is_rival:
+        call.finish(status, flag)
+        return
+    if not call.is_responded and step_in(call):
+        return
     retry = call.plan.decision.retry
     if retry is not None and not call.is_responded and cause in retry.rules.causes and has_whole_request(call):
         attempts = of(call, retry)
@@ -220,6 +272,8 @@ def answered(call: "Call", retry: Retry, block: "Block") -> bool:
         )
     if not is_reason or not has_whole_request(call):
         return False
+    if step_in(call):
+        return True
     wait_s = _asked_wait(retry.config, block)
     attempts = of(call, retry)
     if wait_s == STOP:

@@ -51,6 +51,7 @@ class Call(Timed):
         "is_done",
         "is_request_over",
         "is_responded",
+        "is_rival",
         "load",
         "plan",
         "pushback_s",
@@ -82,6 +83,8 @@ class Call(Timed):
         self.http_status = 0
         """Of the response; 0 before it."""
         self.is_done = False
+        self.is_rival = False
+        """A further try beside a call's own (`sidecar.proxy.hedge`)."""
         self.is_active = True
         """Data or headers came since `QuietCalls` asked last."""
         self.cluster: Cluster | None = None

@@ -440,6 +440,10 @@ class RetryPolicy:
     avoid_previous_hosts: bool = False
     host_selection_attempts: int = 1
     """How often to draw again for a host that was not tried."""
+    hedges: int = 0
+    """Further tries that are begun beside those that run; the first answer counts (from the metadata `remora.hedge`; Envoy has none)."""
+    hedge_delay_s: float = 0.0
+    """Without an answer for so long, the next one is begun."""
 
 
 class Algorithm(Enum):

@@ -79,6 +79,13 @@ def _status_without(call: "Call") -> int:
     return grpc_status.of_http(call.http_status) if call.plan.decision.is_grpc else NOT_GRPC
 
 
+def _winner(call: "Call", block: Block) -> "Call | None":
+    """A try beside a call's own is answered: the call, in whose place it steps; None if the answer does not count."""
+    from sidecar.proxy import hedge
+
+    return hedge.win(call, block)
+
+
 def _is_usual(call: "Call") -> bool:
     """True for a response of gRPC whose status comes at its end."""
     return call.plan.decision.is_grpc and call.http_status == HTTP_OK
@@ -220,6 +227,11 @@ class Upstream(Handler, Peer):
             if call.endpoint is not None and call.endpoint.record is not None and _is_usual(call):
                 call.endpoint.observe(call.http_status, known.status)
         elif known.http_status >= 200:
+            if call.is_rival:
+                won = _winner(call, known)
+                if won is None:
+                    return
+                call = won
             endpoint = call.endpoint
             if endpoint is not None and endpoint.record is not None and (ended or not _waits_for_status(call, known)):
                 endpoint.observe(known.http_status, known.status)

@@ -41,7 +41,7 @@ from sidecar.proxy.config import (
 from sidecar.xds import balancing, breakers, filters, routing, tls
 from sidecar.xds.checks import health_check
 from sidecar.xds.matching import header_match, query_match
-from sidecar.xds.retries import retry_policy
+from sidecar.xds.retries import hedged, retry_policy
 from sidecar.xds.supported import ConfigError, refuse_unsupported, unpack
 from sidecar.xds.values import number_or, regex, seconds, seconds_or
 
@@ -360,9 +360,13 @@ def _route(message: Any, path: str, host_retry: RetryPolicy | None, host_replay_
         hash_policies=balancing.hash_policies(action.hash_policy, f"{path}.route.hash_policy"),
         name=message.name,
         timeout_s=seconds(action.timeout) if action.HasField("timeout") else 15.0,
-        retry=retry_policy(action.retry_policy, f"{path}.route.retry_policy")
-        if action.HasField("retry_policy")
-        else host_retry,
+        retry=hedged(
+            retry_policy(action.retry_policy, f"{path}.route.retry_policy")
+            if action.HasField("retry_policy")
+            else host_retry,
+            message.metadata,
+            f"{path}.metadata",
+        ),
         replay_limit=_replay_limit(message, host_replay_limit),
         is_urgent=action.priority == base_pb2.HIGH,
         idle_timeout_s=seconds(action.idle_timeout) if action.HasField("idle_timeout") else None,

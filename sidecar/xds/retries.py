@@ -1,13 +1,18 @@
 """Envoy's retry policy to the proxy's."""
 
+from dataclasses import replace
 from typing import Any, Final
 
+from google.protobuf import json_format
+
+from proto.mesh.v1.resilience_pb2 import RetryPolicySpec
 from sidecar.policy.retry import CONDITIONS
 from sidecar.proxy.config import ResetHeader, RetryPolicy
 from sidecar.xds.matching import header_match
 from sidecar.xds.supported import ConfigError
 from sidecar.xds.values import number_or, seconds, seconds_or
 
+HEDGE: Final = "remora.hedge"
 PREVIOUS_HOSTS: Final = "envoy.retry_host_predicates.previous_hosts"
 BACKOFF_FACTOR: Final = 10
 """The longest back-off, in times of the first, where nothing is said."""
@@ -48,6 +53,21 @@ def retry_policy(message: Any, path: str) -> RetryPolicy:
         avoid_previous_hosts=bool(message.retry_host_predicate),
         host_selection_attempts=int(message.host_selection_retry_max_attempts) or 1,
     )
+
+
+def hedged(retry: RetryPolicy | None, metadata: Any, path: str) -> RetryPolicy | None:
+    """With the metadata `remora.hedge` of a route: a RetryPolicySpec.Hedge, as JSON."""
+    if HEDGE not in metadata.filter_metadata:
+        return retry
+    given = RetryPolicySpec.Hedge()
+    place = f"{path}.filter_metadata[{HEDGE}]"
+    try:
+        json_format.ParseDict(json_format.MessageToDict(metadata.filter_metadata[HEDGE]), given)
+    except json_format.ParseError as error:
+        raise ConfigError(place, f"is no hedge of a RetryPolicySpec: {error} (RMR0144)") from None
+    if seconds(given.delay) <= 0:
+        raise ConfigError(f"{place}.delay", "must be above 0 (RMR0144)")
+    return replace(retry or RetryPolicy(num_retries=0), hedges=given.tries or 1, hedge_delay_s=seconds(given.delay))
 
 
 def _matches(messages: Any, path: str) -> Any:

@@ -230,7 +230,7 @@ FIELDS: Final[dict[str, str]] = {
     "request_body_buffer_limit request_headers_to_add request_headers_to_remove response_headers_to_add "
     "response_headers_to_remove",
     _ROUTE
-    + "Route": "name match route redirect direct_response typed_per_filter_config request_body_buffer_limit request_headers_to_add "
+    + "Route": "name metadata match route redirect direct_response typed_per_filter_config request_body_buffer_limit request_headers_to_add "
     "request_headers_to_remove response_headers_to_add response_headers_to_remove",
     _CORE + "HeaderValueOption": "header append append_action keep_empty_value",
     _CORE + "HeaderValue": "key value",

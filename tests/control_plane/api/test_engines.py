@@ -105,6 +105,11 @@ metadata: {name: again, namespace: shop}
 spec: {on: [Reset, Unavailable, ResourceExhausted], retries: 3, idempotencyKey: x-key, perTryTimeout: 20s, backoff: 5ms, maxBackoff: 7ms}
 ---
 apiVersion: remora.dev/v1
+kind: RetryPolicy
+metadata: {name: hedged, namespace: office}
+spec: {idempotent: true, hedge: {delay: 20s}}
+---
+apiVersion: remora.dev/v1
 kind: TimeoutPolicy
 metadata: {name: late, namespace: shop}
 spec: {request: 30s, idle: 40s}

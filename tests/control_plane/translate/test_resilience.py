@@ -114,6 +114,12 @@ def test_only_calls_with_a_key_are_tried_again_where_one_is_asked_for() -> None:
     assert retry.num_retries == 0
 
 
+def test_a_hedge_reaches_the_sidecar() -> None:
+    retry = translated(policy("RetryPolicy", "{idempotent: true, hedge: {delay: 50ms, tries: 2}}"))[1].retry
+    assert retry is not None
+    assert (retry.hedges, retry.hedge_delay_s, retry.num_retries) == (2, 0.05, 2)
+
+
 def test_times() -> None:
     _, route = translated(policy("TimeoutPolicy", "{request: 2s, idle: 3s}"))
     assert (route.timeout_s, route.idle_timeout_s) == (2.0, 3.0)

@@ -218,6 +218,11 @@ REFUSED: Final[dict[str, tuple[str, Any, str]]] = {
         "healthz",
         'cluster[stock].health_checks[1].http_health_check.path: "healthz" is no path',
     ),
+    "a hedge that is none": (
+        f"{ROUTE}.metadata.filter_metadata.remora/hedge.delay",
+        "soon",
+        "metadata.filter_metadata[remora.hedge]: is no hedge of a RetryPolicySpec: ",
+    ),
     "a breaker that is none": (
         f"{CLUSTER}[0].metadata.filter_metadata.remora/breaker.breaker.probes",
         "many",
@@ -680,6 +685,8 @@ def test_routes(tmp_path: Path) -> None:
                 reset_max_s=9.0,
                 avoid_previous_hosts=True,
                 host_selection_attempts=6,
+                hedges=2,
+                hedge_delay_s=0.05,
             ),
             replay_limit=2000,
             is_urgent=True,
