@@ -55,6 +55,8 @@ INSTANCES: Final = (
     ("orders", "v1", 1),
 )
 """Service, version, number."""
+COORDINATED: Final = ("saga", "tcc", "xa")
+"""Whose history is in the coordinator's log."""
 SPARE: Final = (("transactions", "v1", 2), ("warehouse", "v2", 1), ("warehouse", "v3", 1))
 """Left out of a small demo."""
 COORDINATOR: Final = "transactions"
@@ -387,6 +389,11 @@ class Market:
             return
         text = "money expected = money found, books expected = books found, no order left open"
         self._expect(text, observed, self._count.adds_up and not self._count.open_orders and bought > 0)
+        if self._way in COORDINATED:
+            words = ("--dir", str(self._data), "--way", self._way, "--database", self._url)
+            code, out = await self.fleet.ask("apps.bookstore.history", *words)
+            said = "; ".join(out.decode().splitlines()[-4:])
+            self._expect("the whole history keeps every invariant of transactions, I1 to I14", said, not code)
 
     def _expect(self, text: str, observed: str, holds: bool) -> None:
         self.expectations.append(Expectation(f"{self._way}: {text}", observed, holds))

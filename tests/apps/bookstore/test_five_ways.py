@@ -9,8 +9,10 @@ from typing import Any
 import grpc
 import pytest
 
+from apps.bookstore import history
 from apps.bookstore.audit import Report
 from apps.bookstore.reckoning import reckon
+from apps.transactions.audit import Effect, Ended, check
 from apps.transactions.context import BranchCall, Op
 from proto.bookstore.v1 import accounts_pb2, notification_pb2, orders_pb2, payment_pb2, warehouse_pb2
 from tests.apps.bookstore.shop import Market, open_market
@@ -189,6 +191,21 @@ def test_whoever_is_killed_in_the_middle_nothing_is_lost(market: Market, victims
     assert outcomes.count("OK") >= 10
     assert market.way in ("tcc", "xa") or outcomes.count("OK") == 20, "only what was undecided is given up after a time"
     adds_up(market)
+
+
+def test_the_whole_history_keeps_the_invariants(market: Market) -> None:
+    """The last test of a way, so that it judges what all the others did."""
+    if market.way == "outbox":
+        pytest.skip("its history is not in the coordinator's log")
+    adds_up(market)
+    facts = history.read(market.directory, market.way, market.url)
+    assert check(facts, limit_s=history.LIMIT_S) == []
+    assert sum(isinstance(each, Ended) and each.state == "succeeded" for each in facts) >= 20
+    # And it would notice: an effect that is forgotten, a transaction that never ended.
+    shorter = [
+        each for each in facts if not (isinstance(each, Effect) and each.gid == "whole-1" and each.branch == "credit")
+    ]
+    assert {each.invariant for each in check(shorter)} >= {"I1", "I4"}
 
 
 def _outcome_of(market: Market, order_id: str, reader: str) -> str:
