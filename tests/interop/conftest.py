@@ -22,7 +22,7 @@ class Ways:
     def of(self, way: str) -> Programs:
         """Servers and sidecars of a way."""
         folder = self._folder / way
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)  # the first may have been skipped for want of a program
         return self._stack.enter_context(matrix.running(way, folder))
 
 
