@@ -65,7 +65,7 @@ test-slow: install tools ## the slow tests: load, soak
 	@$(BIN)/python -m pytest -m slow
 
 test-transactions: install ## kill every process of a transaction at every step, and break the library on purpose (half an hour)
-	@$(BIN)/python -m pytest tests/apps/transactions
+	@$(BIN)/python -m pytest tests/apps tests/remora/test_demo_transactions.py tests/remora/test_coordinator.py
 
 lint: install ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check .
