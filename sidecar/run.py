@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvloop
 
@@ -69,7 +69,16 @@ async def _serve(bootstrap: Bootstrap, snapshot: Path | None) -> int:
         def drain_inbound() -> bool:
             return asyncio.run_coroutine_threadsafe(proxy.drain_inbound(DRAIN_TIMEOUT_S), loop).result()
 
+        def explained(question: bytes) -> tuple[int, Any]:
+            from sidecar.proxy.explain import answer
+
+            async def ask() -> tuple[int, Any]:
+                return answer(proxy, question)
+
+            return asyncio.run_coroutine_threadsafe(ask(), loop).result()
+
         admin = Admin(stats, is_ready.is_set, lambda: proxy.configuration, drain_inbound)
+        admin.explain_by(explained)
         if keeper is not None:
             from sidecar.xds.keeper import KeeperCollector
 

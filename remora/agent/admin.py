@@ -9,24 +9,24 @@ from typing import Final
 TIMEOUT_S: Final = 2.0
 
 
-def _fetch(url: str, method: str, timeout_s: float) -> tuple[int, str]:
-    request = urllib.request.Request(url, method=method)
+def _fetch(url: str, method: str, timeout_s: float, body: bytes | None) -> tuple[int, str]:
+    request = urllib.request.Request(url, body, method=method)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=timeout_s) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
-        return error.code, ""
+        return error.code, error.read().decode(errors="replace")
     except (OSError, ValueError):
         return 0, ""
 
 
 async def ask(
-    address: tuple[str, int], path: str, method: str = "GET", timeout_s: float = TIMEOUT_S
+    address: tuple[str, int], path: str, method: str = "GET", timeout_s: float = TIMEOUT_S, body: bytes | None = None
 ) -> tuple[int, str]:
     """HTTP status and body; status 0 if there was no answer."""
     url = f"http://{address[0]}:{address[1]}{path}"
-    return await asyncio.to_thread(_fetch, url, method, timeout_s)
+    return await asyncio.to_thread(_fetch, url, method, timeout_s, body)
 
 
 async def snapshot_age(address: tuple[str, int]) -> float | None:

@@ -102,6 +102,12 @@ class Breaker:
         self._probing += 1
         return self._era
 
+    def is_passable(self, now: float) -> bool:
+        """True if a call that came now might go; nothing is counted."""
+        if self.state is State.OPEN:
+            return now >= self.until
+        return self.state is State.CLOSED or self._probing + self._passed < self.config.probes
+
     def leave(self, era: int, is_failure: bool, seconds: float, now: float) -> None:
         """A call is over."""
         if era != self._era:

@@ -6,7 +6,7 @@ from sidecar.proxy.access import Access, AccessRules, Caller, Claims, Ruling
 from sidecar.proxy.config import Route, VirtualHost
 from sidecar.proxy.route import Request
 from sidecar.proxy.status import Status
-from sidecar.proxy.step import Filter, Step
+from sidecar.proxy.step import Asked, Does, Filter, Step, Verdict
 from sidecar.proxy.worker import Worker
 from sidecar.telemetry.stats import AccessStats
 
@@ -83,6 +83,19 @@ class AccessStep(Step):
                 self._remembered.clear()
             known = self._remembered[key] = (ruling, shadow, claims)
         return known[0], known[1]
+
+    def foresee(self, asked: Asked) -> Verdict:
+        config = self._owner.config
+        kind = "access"
+        rules, shadow = config.rules, config.shadow
+        ruling = rules.decide(self._request, asked.caller, {}) if rules is not None else None
+        trial = shadow.decide(self._request, asked.caller, {}) if shadow is not None else None
+        if ruling is not None and not ruling.is_allowed:
+            return Verdict(kind, Does.REFUSE, self._sentence(ruling, asked.caller))
+        if trial is not None and not trial.is_allowed:
+            return Verdict(kind, Does.WOULD_REFUSE, self._sentence(trial, asked.caller))
+        by = [each.policy for each in (ruling, trial) if each is not None and each.policy]
+        return Verdict(kind, Does.PASS, f'policy "{by[0]}" allows it' if by else "no policy denies it")
 
     def _sentence(self, ruling: Ruling, caller: Caller) -> str:
         """What a refused caller reads: the policy, and as whom it was seen."""

@@ -229,6 +229,39 @@ def _check_request_line(method: bytes, path: bytes, authority: bytes, *, has_sch
         raise Malformed("the path is no path")
 
 
+def _content_length(values: dict[bytes, list[bytes]]) -> bytes:
+    return b",".join(values.get(b"content-length", []))
+
+
+def _read(fields: list[RawField]) -> Request:
+    """Decode. Raises Malformed."""
+    values: dict[bytes, list[bytes]] = {}
+    for field in fields:
+        name = headers.name_of(field)
+        value = headers.value_of(field)
+        if field_rules.BAD_VALUE.search(value):
+            raise Malformed("control character in a value")
+        if name == _CLIENT_CERTIFICATE:
+            continue
+        known = values.setdefault(name, [])
+        if known and name.startswith(b":"):
+            raise Malformed("pseudo-header given twice")
+        known.append(value)
+    for name in _ONE_VALUE:
+        if len(values.get(name, ())) > 1:
+            values[name] = [b",".join(values[name])]
+    values.setdefault(b":authority", values.get(b"host", []))
+    values[b"host"] = values[b":authority"]
+    [authority] = values[b":authority"]
+    [method] = values.get(b":method", [b""])
+    [path] = values.get(b":path", [b""])
+    length = _content_length(values)
+    _check_request_line(method, path, authority, has_scheme=b":scheme" in values)
+    if length and not (length.isdigit() and len(length) <= MAX_LENGTH_DIGITS):
+        raise Malformed("content-length is not a length")
+    return Request(method, path.partition(b"?")[0], authority, values)
+
+
 class DecisionCache:
     """The cache of one listener. Connections keep it; a new configuration refills it."""
 
@@ -286,15 +319,9 @@ class DecisionCache:
         key, forwarded, timeout = self._sort(fields)
         decision = self._masked.get(key)
         if decision is None:
-            decision = self._decide(fields)
+            decision = self._decide(_read(fields))
             self._remember(key, decision)
-        route = decision.route
-        longest = self._longest(route, timeout)
-        if longest and decision.is_grpc and route is not None and _bounds_calls(route):
-            forwarded = _with_timeout(forwarded, b"%dm" % max(int(longest * 1000), 1))
-        if decision.request_edit is not None:
-            forwarded = decision.request_edit.apply(forwarded)
-        plan = Plan(decision, forwarded, longest, self._values(fields) if self._value_names else None)
+        plan = self._made(decision, fields, forwarded, timeout)
         if len(block) <= MAX_CACHED_BLOCK:
             number = hash(block)
             if number in seen:
@@ -304,6 +331,22 @@ class DecisionCache:
                     seen.clear()
                 seen[number] = None
         return plan
+
+    def _made(self, decision: Decision, fields: list[RawField], forwarded: bytes, timeout: float) -> Plan:
+        route = decision.route
+        longest = self._longest(route, timeout)
+        if longest and decision.is_grpc and route is not None and _bounds_calls(route):
+            forwarded = _with_timeout(forwarded, b"%dm" % max(int(longest * 1000), 1))
+        if decision.request_edit is not None:
+            forwarded = decision.request_edit.apply(forwarded)
+        return Plan(decision, forwarded, longest, self._values(fields) if self._value_names else None)
+
+    def foresee(self, block: bytes) -> tuple[Request, Plan]:
+        """What `plan` would say of a block, and how it is read; nothing is counted or remembered. Raises as `plan`, and TooLarge."""
+        fields = headers.split(block)
+        _, forwarded, timeout = self._sort(fields)
+        request = _read(fields)
+        return request, self._made(self._decide(request), fields, forwarded, timeout)
 
     def _values(self, fields: list[RawField]) -> dict[bytes, list[bytes]] | None:
         found: dict[bytes, list[bytes]] = {}
@@ -436,38 +479,16 @@ class DecisionCache:
             self._kinds[field[0]] = kind
         return kind
 
-    def _decide(self, fields: list[RawField]) -> Decision:
-        """Decode and route: once per distinct set of the fields that matter."""
-        values: dict[bytes, list[bytes]] = {}
-        for field in fields:
-            name = headers.name_of(field)
-            value = headers.value_of(field)
-            if field_rules.BAD_VALUE.search(value):
-                raise Malformed("control character in a value")
-            if name == _CLIENT_CERTIFICATE:
-                continue
-            known = values.setdefault(name, [])
-            if known and name.startswith(b":"):
-                raise Malformed("pseudo-header given twice")
-            known.append(value)
-        for name in _ONE_VALUE:
-            if len(values.get(name, ())) > 1:
-                values[name] = [b",".join(values[name])]
-        values.setdefault(b":authority", values.get(b"host", []))
-        values[b"host"] = values[b":authority"]
-        [authority] = values[b":authority"]
-        [method] = values.get(b":method", [b""])
-        [path] = values.get(b":path", [b""])
-        length = b",".join(values.get(b"content-length", []))
-        _check_request_line(method, path, authority, has_scheme=b":scheme" in values)
-        if length and not (length.isdigit() and len(length) <= MAX_LENGTH_DIGITS):
-            raise Malformed("content-length is not a length")
-        if b"#" in path:
+    def _decide(self, request: Request) -> Decision:
+        """Route: once per distinct set of the fields that matter."""
+        values = request.headers
+        if b"#" in values.get(b":path", [b""])[0]:
             decision = _refuse(Status.INTERNAL, "a path has no fragment", "DPE", 400)
         else:
-            decision = self._route(Request(method, path.partition(b"?")[0], authority, values))
+            decision = self._route(request)
+        length = _content_length(values)
         decision.is_grpc = is_grpc(values.get(b"content-type", [b""])[0])
-        decision.is_head = method == b"HEAD"
+        decision.is_head = request.method == b"HEAD"
         decision.content_length = int(length) if length else -1
         return decision
 

@@ -6,7 +6,7 @@ from sidecar.proxy import status as grpc_status
 from sidecar.proxy.config import Fault, Route, VirtualHost
 from sidecar.proxy.route import Request, header_holds
 from sidecar.proxy.status import NAMES, Status
-from sidecar.proxy.step import Filter, Step
+from sidecar.proxy.step import Asked, Does, Filter, Step, Verdict
 from sidecar.proxy.worker import Worker
 
 if TYPE_CHECKING:
@@ -115,6 +115,25 @@ class FaultStep(Step):
         if (grpc is None and not http) or not self._hits(share):
             return None, 0
         return grpc, http
+
+    def foresee(self, asked: Asked) -> Verdict:
+        config = self._owner.config
+        parts: list[str] = []
+        is_certain = False
+        if config.delay_by_header:
+            parts.append(f"delays calls that ask for it by {DELAY.decode()}")
+        elif config.delay_s > 0.0 and config.delay_share > 0.0:
+            parts.append(f"delays {config.delay_share:.2%} of the calls by {config.delay_s:g} s")
+        if config.abort_by_header:
+            parts.append(f"aborts calls that ask for it by {ABORT.decode()} or {ABORT_GRPC.decode()}")
+        elif config.abort_share > 0.0 and (config.abort_grpc is not None or config.abort_http):
+            what = NAMES[config.abort_grpc] if config.abort_grpc is not None else f"HTTP {config.abort_http}"
+            parts.append(f"aborts {config.abort_share:.2%} of the calls with {what}")
+            is_certain = config.abort_share >= 1.0
+        if not parts or not self._owner.may_inject():
+            why = "as many calls have a fault as may have" if parts else "no fault for such calls"
+            return Verdict("fault", Does.PASS, why)
+        return Verdict("fault", Does.REFUSE if is_certain else Does.CHANCE, "; ".join(parts))
 
     def _hits(self, share: float) -> bool:
         return share >= 1.0 or (share > 0.0 and self._owner.worker.chance.random() < share)

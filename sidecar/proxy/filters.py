@@ -59,7 +59,7 @@ class FilterBook:
         now: float,
         before: "FilterBook | None" = None,
     ) -> None:
-        self._count = len(filters)
+        self._chain = filters
         self._table = table  # held: its parts are looked up by identity, as comparing whole virtual hosts is dear
         self._places: dict[_Place, Filter] = {}
         self._filters: dict[tuple[int, int], Filter] = {}
@@ -94,13 +94,19 @@ class FilterBook:
 
     def of(self, host: VirtualHost | None, route: Route | None, request: Request) -> tuple[Step, ...]:
         """The steps for such requests on a route, or on none: of each filter by its most specific configuration."""
-        found: list[Step] = []
-        for number in range(self._count):
+        return tuple(step for _, step in self.named(host, route, request) if step is not None)
+
+    def named(
+        self, host: VirtualHost | None, route: Route | None, request: Request
+    ) -> list[tuple[HttpFilter, Step | None]]:
+        """Every filter in order, with its step; None where it has nothing to do with such requests."""
+        found: list[tuple[HttpFilter, Step | None]] = []
+        for number, http_filter in enumerate(self._chain):
+            step: Step | None = None
             for owner in (id(route), id(host), 0):
                 known = self._filters.get((number, owner))
                 if known is not None:
                     step = known.step_for(request, host, route)
-                    if step is not None:
-                        found.append(step)
                     break
-        return tuple(found)
+            found.append((http_filter, step))
+        return found

@@ -14,12 +14,13 @@ from sidecar.proxy.config import Algorithm, LimiterConfig, LocalRateLimit, Route
 from sidecar.proxy.limit_actions import Descriptor, DescriptorMaker, names_read
 from sidecar.proxy.route import Request
 from sidecar.proxy.status import Status
-from sidecar.proxy.step import Filter, Step
+from sidecar.proxy.step import Asked, Does, Filter, Step, Verdict
 from sidecar.proxy.worker import Worker
 
 if TYPE_CHECKING:
     from sidecar.proxy.call import Call
 
+KIND: Final = "rate limit"
 MAX_KEY: Final = 4096
 """Bytes of a descriptor with a count of its own; longer ones share one."""
 
@@ -56,8 +57,19 @@ class _Rule:
         if self.keyed is None:
             assert self.limiter is not None
             return self.limiter
-        key = b"\0".join(value for _, value in descriptor)
-        return self.keyed.of(key if len(key) <= MAX_KEY else b"", now)
+        return self.keyed.of(_key(descriptor), now)
+
+    def peek(self, descriptor: Descriptor, now: float) -> Limiter:
+        """The same, of which nothing is kept."""
+        if self.keyed is None:
+            assert self.limiter is not None
+            return self.limiter
+        return self.keyed.peek(_key(descriptor), now)
+
+
+def _key(descriptor: Descriptor) -> bytes:
+    key = b"\0".join(value for _, value in descriptor)
+    return key if len(key) <= MAX_KEY else b""
 
 
 class LimitFilter(Filter):
@@ -138,6 +150,12 @@ class Limit(Step):
     def leave(self, call: "Call", status: int) -> None:
         release(call, self)
 
+    def foresee(self, asked: Asked) -> Verdict:
+        config = self.config
+        if self._limiter is None or config.limiter is None:
+            return Verdict(KIND, Does.PASS, f'"{config.stat_prefix}" limits no such calls')
+        return _foreseen(config, self._limiter, config.limiter, asked.now)
+
 
 class DescribedLimit(Step):
     """The way of calls that may have a descriptor: the limiters of all that apply, the slowest first (as Envoy)."""
@@ -185,6 +203,51 @@ class DescribedLimit(Step):
 
     def leave(self, call: "Call", status: int) -> None:
         release(call, self)
+
+    def foresee(self, asked: Asked) -> Verdict:
+        owner = self._owner
+        config = owner.config
+        worst = Verdict(KIND, Does.PASS, f'"{config.stat_prefix}" limits no such calls')
+        is_described = False
+        for maker in self._makers:
+            descriptor = maker.of(asked.values, asked.caller.host)
+            rule = owner.rule_of(descriptor) if descriptor is not None else None
+            if rule is None or descriptor is None:
+                continue
+            found = _foreseen(config, rule.peek(descriptor, asked.now), rule.config, asked.now, descriptor)
+            if not is_described or worst.does is Does.PASS or found.does is Does.REFUSE:
+                worst = found
+            is_described = True
+        if config.limiter is not None and owner.limiter is not None and (config.counts_all or not is_described):
+            found = _foreseen(config, owner.limiter, config.limiter, asked.now)
+            if not is_described or worst.does is Does.PASS:
+                worst = found
+        return worst
+
+
+def _foreseen(
+    config: LocalRateLimit, limiter: Limiter, rates: LimiterConfig, now: float, descriptor: Descriptor = ()
+) -> Verdict:
+    """What a limiter would say of a call that came now."""
+    left = limiter.remaining(now)
+    who = f'"{config.stat_prefix}"'
+    if descriptor:
+        who += " for " + ", ".join(f"{key.decode()}={value.decode('latin-1')}" for key, value in descriptor)
+    if rates.algorithm is Algorithm.CONCURRENCY:
+        state = f"{who}: {left} of {rates.requests} calls at once are left"
+    else:
+        state = f"{who}: {left} of {rates.burst or rates.requests} calls are left, {rates.requests} come per {rates.interval_s:g} s"
+    if config.enabled <= 0.0:
+        return Verdict(KIND, Does.PASS, f"{who} is off")
+    if left < 1:
+        retry_after_s = limiter.retry_after_s(now)
+        state += f"; the next in {retry_after_s:.3f} s" if retry_after_s > 0.0 else ""
+        if config.enforced <= 0.0:
+            return Verdict(KIND, Does.WOULD_REFUSE, state)
+        return Verdict(KIND, Does.REFUSE if config.enforced >= 1.0 and config.enabled >= 1.0 else Does.CHANCE, state)
+    if isinstance(limiter, LeakyBucket) and limiter.wait_s(now) > 0.0 and config.enforced > 0.0:
+        return Verdict(KIND, Does.HOLD, f"{state}; this one after {limiter.wait_s(now):.3f} s")
+    return Verdict(KIND, Does.PASS, state)
 
 
 def _hold_place(call: "Call", step: Step, limiter: Limiter, config: LimiterConfig) -> None:

@@ -38,8 +38,11 @@ class DescriptorMaker:
 
     def make(self, call: "Call") -> Descriptor | None:
         """The descriptor; None if an action that is not optional finds nothing (then there is none, as in Envoy)."""
+        return self.of(call.plan.values or _NO_VALUES, call.down.remote_host)
+
+    def of(self, values: dict[bytes, list[bytes]], remote_host: str) -> Descriptor | None:
+        """The same for a call with these headers, from a client with this address."""
         entries: list[tuple[bytes, bytes]] = []
-        values = call.plan.values or _NO_VALUES
         for action in self._actions:
             if action.said is Said.HEADER:
                 given = values.get(action.header)
@@ -53,7 +56,7 @@ class DescriptorMaker:
                     return None
                 value = action.value.encode()
             elif action.said is Said.REMOTE_ADDRESS:
-                value = remote_address(call, values.get(FORWARDED_FOR))
+                value = _remote_address(remote_host, values.get(FORWARDED_FOR))
             elif action.said is Said.DESTINATION_CLUSTER:
                 if self._route is None or len(self._route.clusters) != 1:
                     return None
@@ -66,10 +69,14 @@ class DescriptorMaker:
 
 def remote_address(call: "Call", forwarded: list[bytes] | None) -> bytes:
     """The client's address: as the last proxy before us said, else its socket's."""
+    return _remote_address(call.down.remote_host, forwarded)
+
+
+def _remote_address(remote_host: str, forwarded: list[bytes] | None) -> bytes:
     if forwarded:
         said = forwarded[-1].rpartition(b",")[2].strip()
         try:
             return str(ip_address(said.decode("latin-1"))).encode()
         except ValueError:
             pass
-    return call.down.remote_host.encode()
+    return remote_host.encode()

@@ -127,6 +127,11 @@ class Proxy:
         table = router.table if router is not None else None
         return FilterBook(manager.filters, table, self.worker, monotonic(), self._filters.get(key))
 
+    def filters_of(self, listener: str, chain: Chain) -> FilterBook | None:
+        """The HTTP filters in force on a chain of a listener."""
+        known = list(self.listeners[listener].chains.values())
+        return self._filters.get((listener, known.index(chain)))
+
     def _swap_clusters(
         self,
         previous: Configuration,

@@ -8,7 +8,7 @@ from sidecar.policy.gradient import Gradient
 from sidecar.proxy.config import AdaptiveConcurrency, AdmissionControl, Route, VirtualHost
 from sidecar.proxy.route import Request
 from sidecar.proxy.status import NOT_GRPC, Status
-from sidecar.proxy.step import Filter, Step
+from sidecar.proxy.step import Asked, Does, Filter, Step, Verdict
 from sidecar.proxy.timers import Timed
 from sidecar.proxy.worker import Worker
 
@@ -60,6 +60,18 @@ class AdmissionStep(Step):
     def leave(self, call: "Call", status: int) -> None:
         if any(holder is self for holder, _ in call.held or ()):
             self._core.record(self._is_success(call, status), self._worker.now)
+
+    def foresee(self, asked: Asked) -> Verdict:
+        kind = "admission control"
+        if not self._config.is_enabled:
+            return Verdict(kind, Does.PASS, "it is off")
+        core = self._core
+        share = core.chance(asked.now)
+        why = f"{core.calls - core.successes} of the last {core.calls} calls failed"
+        if share <= 0.0:
+            return Verdict(kind, Does.PASS, why)
+        why += f", {share:.0%} of new ones are refused"
+        return Verdict(kind, Does.CHANCE if self._config.is_enforced else Does.WOULD_REFUSE, why)
 
     def _is_success(self, call: "Call", status: int) -> bool:
         if call.plan.decision.is_grpc and status < NOT_GRPC:
@@ -113,6 +125,13 @@ class AdaptiveStep(Step):
                     self._ticker.wind()
                 else:
                     self.core.cancel()
+
+    def foresee(self, asked: Asked) -> Verdict:
+        core = self.core
+        why = f"{core.running} calls run, the limit is {core.limit}"
+        if core.running < core.limit:
+            return Verdict("adaptive concurrency", Does.PASS, why)
+        return Verdict("adaptive concurrency", Does.REFUSE if self._config.is_enforced else Does.WOULD_REFUSE, why)
 
 
 class Ticker(Timed):

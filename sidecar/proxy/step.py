@@ -4,15 +4,50 @@ A filter is asked once per distinct header block (see `decision`) which step it 
 else is decided there, and costs a call nothing. What must be decided per call is in `Step.enter`.
 """
 
+from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from mypy_extensions import mypyc_attr
 
+from sidecar.proxy.access import Caller
 from sidecar.proxy.config import Route, VirtualHost
 from sidecar.proxy.route import Request
 
 if TYPE_CHECKING:
     from sidecar.proxy.call import Call
+
+
+class Does(Enum):
+    """What a step would do with a call."""
+
+    PASS = "passes"
+    HOLD = "holds"
+    """It goes on after a while."""
+    REFUSE = "refuses"
+    WOULD_REFUSE = "would refuse"
+    """On trial: it is counted, and passes."""
+    CHANCE = "by chance"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A call that is asked about and not made."""
+
+    values: dict[bytes, list[bytes]]
+    """Its headers, as in `Plan.values`."""
+    caller: Caller
+    now: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a step would do with a call, and why."""
+
+    what: str
+    """The kind of filter."""
+    does: Does
+    why: str
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -31,6 +66,10 @@ class Step:
 
     def leave(self, call: "Call", status: int) -> None:
         """A call that entered is over, with this gRPC status; held or not."""
+
+    def foresee(self, asked: Asked) -> Verdict:
+        """What `enter` would do with a call, as things are now; nothing is counted and no dice are thrown."""
+        return Verdict("filter", Does.PASS, "")
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

@@ -22,6 +22,8 @@ from sidecar.telemetry.metrics import StatsCollector
 from sidecar.telemetry.stats import Stats
 
 READ_TIMEOUT_S: Final = 5.0
+MAX_BODY: Final = 64 * 1024
+"""Bytes of what comes with a POST."""
 
 
 class AdminError(Exception):
@@ -29,7 +31,7 @@ class AdminError(Exception):
 
 
 class Admin:
-    """Serves /ready, /metrics, /stats/prometheus, /clusters, /config_dump, /snapshot, and POST /drain_listeners.
+    """Serves /ready, /metrics, /stats/prometheus, /clusters, /config_dump, /snapshot, and POST /drain_listeners, /explain.
 
     `drain_inbound` is called in the admin thread; it returns when the inbound calls are over: True if all finished.
     """
@@ -50,7 +52,12 @@ class Admin:
         self._configuration = configuration
         self._drain_inbound = drain_inbound
         self._snapshot: Callable[[], dict[str, Any]] | None = None
+        self._explain: Callable[[bytes], tuple[int, Any]] | None = None
         self._server: ThreadingHTTPServer | None = None
+
+    def explain_by(self, explain: Callable[[bytes], tuple[int, Any]]) -> None:
+        """Answer POST /explain: a question to HTTP status and answer; called in the admin thread. Before `start`."""
+        self._explain = explain
 
     def show_snapshot(self, snapshot: Callable[[], dict[str, Any]], metrics: Collector) -> None:
         """Show the configuration that is kept on disk too; before `start`."""
@@ -69,7 +76,11 @@ class Admin:
                 self._reply(*admin.answer(path, self.headers.get("accept", ""), query))
 
             def do_POST(self) -> None:
-                self._reply(*admin.command(self.path))
+                length = self.headers.get("content-length", "0")
+                if not length.isdecimal() or int(length) > MAX_BODY:
+                    self._reply(413, "text/plain", b"a body of at most %d bytes is taken\n" % MAX_BODY)
+                    return
+                self._reply(*admin.command(self.path, self.rfile.read(int(length))))
 
             def _reply(self, status: int, content_type: str, body: bytes) -> None:
                 with suppress(ConnectionError):  # who asked has gone
@@ -114,11 +125,14 @@ class Admin:
             return 200, "application/json", json.dumps(self._snapshot(), indent=2).encode()
         return 404, "text/plain", b"known paths: /ready /metrics /stats/prometheus /clusters /config_dump /snapshot\n"
 
-    def command(self, path: str) -> tuple[int, str, bytes]:
+    def command(self, path: str, body: bytes = b"") -> tuple[int, str, bytes]:
         """Do what a POST asks for."""
         name, _, query = path.partition("?")
+        if name == "/explain" and self._explain is not None:
+            status, told = self._explain(body)
+            return status, "application/json", json.dumps(told, indent=2).encode() + b"\n"
         if name != "/drain_listeners" or "inboundonly" not in query.split("&"):
-            return 404, "text/plain", b"known commands: /drain_listeners?graceful&inboundonly\n"
+            return 404, "text/plain", b"known commands: /drain_listeners?graceful&inboundonly /explain\n"
         return 200, "text/plain", b"OK\n" if self._drain_inbound() else b"calls were still running\n"
 
     def stop(self) -> None:

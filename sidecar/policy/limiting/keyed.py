@@ -41,6 +41,13 @@ class Keyed:
         limiters[key] = found
         return found
 
+    def peek(self, key: bytes, now: float) -> Limiter:
+        """The limiter that would count for a key; nothing is kept of having asked."""
+        found = self._limiters.get(key)
+        if found is None and len(self._limiters) >= self._max_keys:
+            found = self._others
+        return self._make(now) if found is None else found
+
     def _make_room(self, now: float) -> bool:
         limiters = self._limiters
         for _ in range(min(TRIES, len(limiters))):

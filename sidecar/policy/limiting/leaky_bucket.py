@@ -23,6 +23,10 @@ class LeakyBucket(Limiter):
         self._free = now + wait + self._gap
         return wait
 
+    def wait_s(self, now: float) -> float:
+        """How long a call that came now would wait, if that is not too long."""
+        return max(0.0, self._free - now)
+
     def retry_after_s(self, now: float) -> float:
         return max(0.0, self._free - self._max_wait - now)
 
