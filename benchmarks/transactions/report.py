@@ -45,6 +45,8 @@ def page(run: dict[str, Any]) -> str:
         "",
         "A saga of three steps one after the other, and a TCC of three branches, 64 at a time. The log is in the same PostgreSQL (fsync on), the",
         "participants answer at once, the client is the same; the coordinator has one core, all else the others. DTM 1.19.0.",
+        "Ours is told all branches of a TCC with its beginning (`plan`), DTM one by one, which is its only way. Of a saga ours waits for",
+        "the disk twice: before the first call, and before its end is answered.",
         "",
         "| | transactions/s | p50 ms | p99 ms | CPU ms each | waits for the disk each, one at a time |",
         "|---|---|---|---|---|---|",
