@@ -60,7 +60,11 @@ class Settings:
     max_frame_size: int = frames.DEFAULT_FRAME_SIZE
     """Largest frame payload that we take, in bytes."""
     max_header_block: int = 128 * 1024
-    """Bytes of one header block over all its CONTINUATION frames; more is an attack. What is taken of it is `headers.MAX_BYTES`."""
+    """Bytes of one header block over all its CONTINUATION frames; more is an attack."""
+    max_header_bytes: int = headers.MAX_BYTES
+    """Bytes of a header block that is taken; a longer one is answered with an error."""
+    max_header_fields: int = headers.MAX_FIELDS
+    """Fields of a header block that is taken."""
     max_continuations: int = 32
     """CONTINUATION frames of one block; small ones without end are an attack."""
     max_control_frames_per_s: int = 10_000
@@ -229,7 +233,7 @@ class Connection:
         }
         if self.is_server:
             announced[frames.MAX_CONCURRENT_STREAMS] = settings.max_concurrent_streams
-            announced[frames.MAX_HEADER_LIST_SIZE] = headers.MAX_BYTES
+            announced[frames.MAX_HEADER_LIST_SIZE] = settings.max_header_bytes
         else:
             # A server that takes this before its first response never sends a block with state. A client's first requests
             # come before our SETTINGS anyway: it is asked with its second header block, see `_on_block`.
@@ -379,7 +383,7 @@ class Connection:
             fields = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
         except HPACKError as error:
             raise ProtocolError(ErrorCode.COMPRESSION_ERROR, str(error)) from None
-        return headers.encode(fields[: headers.MAX_FIELDS + 1])
+        return headers.encode(fields[: self.local.max_header_fields + 1])
 
     def _rare_frame(self, kind: int, flags: int, stream_id: int, payload: bytes, now: float) -> None:
         """Every frame but plain DATA and plain HEADERS."""

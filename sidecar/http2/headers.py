@@ -15,9 +15,9 @@ from mypy_extensions import i64
 from sidecar.http2 import huffman
 
 MAX_FIELDS: Final = 100
-"""Fields in one block (Envoy: max_headers_count); more is refused, as a decoder's work is what an attacker buys with them."""
+"""Fields in one block, unless a listener says otherwise (Envoy: max_headers_count); more is refused, as a decoder's work is what an attacker buys with them."""
 MAX_BYTES: Final = 60 * 1024
-"""Bytes of a block that is taken, as on the wire (Envoy: max_request_headers_kb)."""
+"""Bytes of a block that is taken, as on the wire, unless a listener says otherwise (Envoy: max_request_headers_kb)."""
 
 STATIC: Final[tuple[tuple[bytes, bytes], ...]] = tuple(HeaderTable.STATIC_TABLE)
 _STATIC_SIZE: Final = len(STATIC)
@@ -35,8 +35,8 @@ class HeaderError(Exception):
 class TooLarge(Exception):
     """More fields or bytes than are taken. The connection is sound: the block can be left out, as no other refers to it."""
 
-    def __init__(self, fields: list[RawField]) -> None:
-        super().__init__(f"more than {MAX_FIELDS} fields or {MAX_BYTES} bytes of headers")
+    def __init__(self, fields: list[RawField], max_fields: int, max_bytes: int) -> None:
+        super().__init__(f"more than {max_fields} fields or {max_bytes} bytes of headers")
         self.fields = fields
         """The first of them."""
 
@@ -59,7 +59,7 @@ def _integer(block: bytes, at: i64, mask: i64) -> tuple[i64, i64]:
             raise HeaderError("integer too large")
 
 
-def split(block: bytes) -> list[RawField]:
+def split(block: bytes, max_fields: int = MAX_FIELDS, max_bytes: int = MAX_BYTES) -> list[RawField]:
     """The fields of a stateless block, each as raw bytes, in order.
 
     Size updates are dropped. Raises HeaderError if the block refers to a dynamic table or is cut short, TooLarge if it is too long.
@@ -68,7 +68,7 @@ def split(block: bytes) -> list[RawField]:
     at: i64 = 0
     size: i64 = len(block)
     try:
-        for _ in range(MAX_FIELDS + 2):
+        for _ in range(max_fields + 2):
             if at >= size:
                 break
             start: i64 = at
@@ -109,8 +109,8 @@ def split(block: bytes) -> list[RawField]:
         raise HeaderError("block ends inside a field") from None
     if at > size:
         raise HeaderError("block ends inside a field")
-    if at < size or size > MAX_BYTES or len(fields) > MAX_FIELDS:
-        raise TooLarge(fields)
+    if at < size or size > max_bytes or len(fields) > max_fields:
+        raise TooLarge(fields, max_fields, max_bytes)
     return fields
 
 

@@ -269,6 +269,9 @@ class DecisionCache:
         self.exact: dict[bytes, Plan] = {}
         self.max_duration_s = 0.0
         """Of a call, where its route says nothing; 0 is for ever."""
+        self.max_fields = headers.MAX_FIELDS
+        self.max_bytes = headers.MAX_BYTES
+        """Of a request's headers; more is refused."""
         self._stats = stats
         self._chance = chance
         self._exact_bytes = 0
@@ -313,7 +316,7 @@ class DecisionCache:
         """
         self._stats.decision_misses += 1
         try:
-            fields = headers.split(block)
+            fields = headers.split(block, self.max_fields, self.max_bytes)
         except TooLarge as error:
             return Plan(_refuse_large(error), b"", 0.0)
         key, forwarded, timeout = self._sort(fields)

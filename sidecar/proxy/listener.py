@@ -172,7 +172,7 @@ class Listener:
         settings = replace(
             manager.http2,
             max_control_frames_per_s=self.limits.max_control_frames_per_s,
-            max_header_block=self.limits.max_header_block_bytes,
+            max_header_block=max(self.limits.max_header_block_bytes, 2 * manager.http2.max_header_bytes),
             max_continuations=self.limits.max_continuation_frames,
         )
         if manager.life.max_requests:
@@ -200,7 +200,7 @@ class Listener:
         manager = chain.config.manager
         assert manager is not None
         scheme = b"https" if chain.config.tls is not None else b"http"
-        client = Http1Client(manager.upgrades, scheme)
+        client = Http1Client(manager.upgrades, scheme, manager.http2.max_header_bytes)
         client.adopt(transport, data, lambda pipe: self.serve_http2(chain, pipe, b""))
 
     def serve_tcp(self, chain: Chain, transport: asyncio.Transport, data: bytes) -> None:

@@ -109,6 +109,8 @@ class Proxy:
                     if twin is None:
                         filters[key] = self._filters_of(key, manager, chain.router)
                     chain.cache.max_duration_s = manager.max_stream_duration_s
+                    chain.cache.max_fields = manager.http2.max_header_fields
+                    chain.cache.max_bytes = manager.http2.max_header_bytes
                     chain.cache.reconfigure(chain.router, self.clusters, filters[key])
                     chain.keep_times()
         self._filters = filters

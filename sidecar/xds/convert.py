@@ -13,6 +13,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 
 from sidecar.http2.connection import Settings
+from sidecar.http2.headers import MAX_BYTES, MAX_FIELDS
 from sidecar.policy.balancing import Assignment, Labels
 from sidecar.policy.hosts import Health
 from sidecar.policy.priority import OVERPROVISIONING
@@ -54,6 +55,8 @@ _HEALTH: Final = {
     health_check_pb2.DEGRADED: Health.DEGRADED,
 }
 MAX_PRIORITY: Final = 128
+"""Envoy's own bound."""
+MAX_HEADERS_KIB: Final = 8192
 """Envoy's own bound."""
 LARGEST_STREAM_WINDOW: Final = 1024 * 1024
 """To which windows grow that the configuration leaves to us."""
@@ -269,7 +272,11 @@ def http_manager(message: Any, path: str) -> HttpManager:
         takes_connect="connect" in upgrades,
         upgrades=frozenset(upgrades - {"connect"}),
         codec=codecs[message.codec_type],
-        http2=_http2(message.http2_protocol_options, f"{path}.http2_protocol_options"),
+        http2=replace(
+            _http2(message.http2_protocol_options, f"{path}.http2_protocol_options"),
+            max_header_bytes=_header_bytes(message, path),
+            max_header_fields=_header_fields(message.common_http_protocol_options, path),
+        ),
         life=_life(
             message.common_http_protocol_options, message.http2_protocol_options, f"{path}.http2_protocol_options"
         ),
@@ -278,6 +285,22 @@ def http_manager(message: Any, path: str) -> HttpManager:
         drain_timeout_s=seconds_or(message, "drain_timeout", 5.0),
         max_stream_duration_s=seconds_or(message.common_http_protocol_options, "max_stream_duration", 0.0),
     )
+
+
+def _header_bytes(message: Any, path: str) -> int:
+    """How long a request's headers may be."""
+    kib = number_or(message, "max_request_headers_kb", MAX_BYTES // 1024)
+    if not 0 < kib <= MAX_HEADERS_KIB:
+        raise ConfigError(f"{path}.max_request_headers_kb", f"{kib}: 1 to {MAX_HEADERS_KIB} are possible (RMR0119)")
+    return kib * 1024
+
+
+def _header_fields(message: Any, path: str) -> int:
+    count = number_or(message, "max_headers_count", MAX_FIELDS)
+    if count < 1:
+        place = f"{path}.common_http_protocol_options.max_headers_count"
+        raise ConfigError(place, f"{count}: at least 1 is needed (RMR0119)")
+    return count
 
 
 def _is_enabled(upgrade: Any) -> bool:

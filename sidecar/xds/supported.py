@@ -122,7 +122,8 @@ FIELDS: Final[dict[str, str]] = {
     "override_stream_error_on_invalid_http_message connection_keepalive",
     _CORE + "KeepaliveSettings": "interval timeout interval_jitter",
     _CORE
-    + "HttpProtocolOptions": "idle_timeout max_connection_duration max_requests_per_connection max_stream_duration",
+    + "HttpProtocolOptions": "idle_timeout max_connection_duration max_requests_per_connection max_stream_duration "
+    "max_headers_count",
     _CORE + "RuntimeFractionalPercent": "default_value runtime_key",
     _CORE + "Locality": "region zone sub_zone",
     _CORE + "TransportSocket": "name typed_config",
@@ -152,7 +153,7 @@ FIELDS: Final[dict[str, str]] = {
     "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy": "stat_prefix cluster idle_timeout max_connect_attempts",
     _LISTENER + "Filter": "name typed_config",
     _HCM + "HttpConnectionManager": "stat_prefix codec_type rds route_config http_filters upgrade_configs "
-    "http2_protocol_options common_http_protocol_options stream_idle_timeout drain_timeout "
+    "http2_protocol_options common_http_protocol_options stream_idle_timeout drain_timeout max_request_headers_kb "
     "delayed_close_timeout",
     _HCM + "HttpConnectionManager.UpgradeConfig": "upgrade_type enabled",
     _HCM + "Rds": "config_source route_config_name",

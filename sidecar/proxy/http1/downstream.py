@@ -14,8 +14,6 @@ from sidecar.http2.frames import ErrorCode
 from sidecar.proxy.http1.fields import Fields, target, wanted_upgrade, without_hops
 from sidecar.proxy.http1.pipe import UPGRADE, Pipe
 
-MAX_HEAD: Final = 60 * 1024
-"""Bytes of a request's head; more is answered with 431 (Envoy: max_request_headers_kb)."""
 HEAD_TIMEOUT_S: Final = 15.0
 """A head that has begun and does not end by then is answered with 408."""
 
@@ -23,10 +21,12 @@ HEAD_TIMEOUT_S: Final = 15.0
 class Http1Client(Handler):
     """One connection of a client that speaks HTTP/1.1; requests one after the other, as they come."""
 
-    def __init__(self, upgrades: frozenset[str], scheme: bytes) -> None:
+    def __init__(self, upgrades: frozenset[str], scheme: bytes, max_head: int) -> None:
         self._upgrades = upgrades
+        self._max_head = max_head
+        """Bytes of a request's head; more is answered with 431 (Envoy: max_request_headers_kb)."""
         self._scheme = scheme
-        self._h1 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+        self._h1 = h11.Connection(h11.SERVER, max_incomplete_event_size=max_head)
         self._conn = Connection(Role.CLIENT, self, Settings())
         self._transport: asyncio.Transport | None = None
         self._core: asyncio.Protocol | None = None
@@ -145,8 +145,8 @@ class Http1Client(Handler):
         if request.http_version != b"1.1":
             self._refuse(426, "HTTP/1.1 is spoken here")
             return
-        if sum(len(name) + len(value) for name, value in fields) + len(request.target) > MAX_HEAD:
-            self._refuse(431, f"the request's head is over {MAX_HEAD} bytes")
+        if sum(len(name) + len(value) for name, value in fields) + len(request.target) > self._max_head:
+            self._refuse(431, f"the request's head is over {self._max_head} bytes")
             return
         if request.method == b"CONNECT":
             self._refuse(403, "CONNECT is not allowed on this connection")

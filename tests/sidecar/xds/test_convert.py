@@ -269,6 +269,12 @@ REFUSED: Final[dict[str, tuple[str, Any, str]]] = {
         "HTTP3",
         "listener[outbound].filter_chains[0].filters[0].typed_config.codec_type: ",
     ),
+    "headers of no size": (f"{MANAGER}.max_request_headers_kb", 0, "max_request_headers_kb: 0: 1 to 8192 are possible"),
+    "no headers": (
+        f"{MANAGER}.common_http_protocol_options.max_headers_count",
+        0,
+        "common_http_protocol_options.max_headers_count: 0: at least 1 is needed",
+    ),
     "no router": (f"{MANAGER}.http_filters", [], ".http_filters: the router is missing"),
     "a router that is not the last": (
         f"{MANAGER}.http_filters",
@@ -575,6 +581,8 @@ def test_listeners(tmp_path: Path) -> None:
         initial_connection_window=1_048_576,
         max_concurrent_streams=100,
         largest_stream_window=0,
+        max_header_bytes=90 * 1024,
+        max_header_fields=50,
     )
     assert manager.life == ConnectionLife(30.0, 600.0, 1000, 10.0, 3.0, 0.05)
     assert manager.filters[-3:] == (
