@@ -711,6 +711,24 @@ class RouteTable:
 
 
 @dataclass(frozen=True, slots=True)
+class PythonFilter(FilterConfig):
+    """A filter in plain Python, of an installed package (remora.mesh.v1.PythonFilter)."""
+
+    name: str
+    """Of its entry point."""
+    settings: str = "{}"
+    """What it is configured by, as JSON."""
+    fails_closed: bool = False
+    """Where it fails, or is off, calls are refused; else they go on without it."""
+    budget_s: float = 0.005
+    """A call of it that takes longer is an overrun."""
+    max_overruns: int = 3
+    """So many in a row switch it off."""
+    off_s: float = 60.0
+    """For so long; then it is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
 class HttpFilter:
     """One step of the filter chain; virtual hosts and routes may give it another configuration by its name."""
 

@@ -116,6 +116,8 @@ class Decision:
     """Answer with this status, message, response flag, and HTTP status for what is not gRPC, once the steps let the call pass."""
     has_watchers: bool = False
     """True if a step is to be told of a call's end."""
+    edits_answers: bool = False
+    """True if a step is to see the heads of answers."""
     retry: Retry | None = None
     """When a call is tried again; None is never."""
     is_urgent: bool = False
@@ -514,6 +516,7 @@ class DecisionCache:
         if self._filters is not None:
             decision.steps = self._filters.of(host, route, request)
             decision.has_watchers = any(step.watches_end for step in decision.steps)
+            decision.edits_answers = any(step.edits_answer for step in decision.steps)
         return decision
 
     def _mirrors_of(self, route: Route) -> tuple[MirrorTarget, ...]:

@@ -11,6 +11,7 @@ from sidecar.proxy.config import (
     FilterConfig,
     HttpFilter,
     LocalRateLimit,
+    PythonFilter,
     Route,
     RouteTable,
     VirtualHost,
@@ -34,6 +35,11 @@ def make(config: FilterConfig, worker: Worker, now: float) -> Filter:
         return AdaptiveFilter(config, worker, now)
     if isinstance(config, Access):
         return AccessFilter(config, worker)
+    if isinstance(config, PythonFilter):
+        # Imported here: a sidecar without one does not pay for it.
+        from sidecar.proxy.python_filter import PythonFilterHost
+
+        return PythonFilterHost(config, worker)
     assert isinstance(config, LocalRateLimit)
     return LimitFilter(config, worker, now)
 

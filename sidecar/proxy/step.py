@@ -56,9 +56,12 @@ class Step:
 
     watches_end: bool
     """True if `leave` is to be called."""
+    edits_answer: bool
+    """True if `edit_answer` is to be called."""
 
     def __init__(self) -> None:
         self.watches_end = False
+        self.edits_answer = False
 
     def enter(self, call: "Call") -> bool:
         """Let the call go on (True); or answer it, or hold it until `Call.resume` (False)."""
@@ -66,6 +69,10 @@ class Step:
 
     def leave(self, call: "Call", status: int) -> None:
         """A call that entered is over, with this gRPC status; held or not."""
+
+    def edit_answer(self, call: "Call", block: bytes, http_status: int, grpc_status: int) -> bytes | None:
+        """The head of an answer as it goes on; None if the call has been answered otherwise. The gRPC status is -1 if it is yet to come."""
+        return block
 
     def foresee(self, asked: Asked) -> Verdict:
         """What `enter` would do with a call, as things are now; nothing is counted and no dice are thrown."""

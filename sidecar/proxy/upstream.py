@@ -74,6 +74,17 @@ class Block:
         return {name: found[name] for name in names if name in found}
 
 
+def _edited(call: "Call", block: bytes, known: Block) -> bytes | None:
+    """The head of an answer as the steps let it go on, the last one first; None if one of them answered otherwise."""
+    for step in reversed(call.plan.decision.steps[: call.entered]):
+        if step.edits_answer:
+            edited = step.edit_answer(call, block, known.http_status, known.status)
+            if edited is None:
+                return None
+            block = edited
+    return block
+
+
 def _status_without(call: "Call") -> int:
     """What a response without grpc-status counts as."""
     return grpc_status.of_http(call.http_status) if call.plan.decision.is_grpc else NOT_GRPC
@@ -259,6 +270,11 @@ class Upstream(Handler, Peer):
                 data = call.plan.decision.response_edit.apply(data)
             if call.response_fields:
                 data += call.response_fields
+            if call.plan.decision.edits_answers:
+                edited = _edited(call, data, known)
+                if edited is None:
+                    return
+                data = edited
         down.conn.send_headers(call.down_stream, data, ended)
         if not down.is_dirty:
             self.worker.mark(down)

@@ -72,6 +72,7 @@ class StatsCollector(Collector):
             limited.add_metric([policy, "Enforce"], limit.refused)
             limited.add_metric([policy, "Shadow"], limit.would_refuse)
         yield limited
+        yield from _of_filters(stats)
         peers = CounterMetricFamily(
             "remora_peer_calls",
             "Calls that came in, by whom the client's certificate is for, and what the connection is.",
@@ -219,3 +220,26 @@ def _by_status(calls: CallStats) -> Iterator[tuple[int, str, int]]:
             yield status, "", count
     for (status, flag), count in list(calls.flagged.items()):
         yield status, flag, count
+
+
+def _of_filters(stats: Stats) -> Iterator[Metric]:
+    """Filters in plain Python; nothing where there are none."""
+    if not stats.filters:
+        return
+    calls = CounterMetricFamily(
+        "remora_filter_calls", "Calls that a Python filter saw, by what came of it.", labels=["filter", "outcome"]
+    )
+    seconds = CounterMetricFamily("remora_filter_seconds", "Time spent in a Python filter.", labels=["filter"])
+    overruns = CounterMetricFamily(
+        "remora_filter_overruns", "Times that a Python filter took longer than its budget.", labels=["filter"]
+    )
+    off = CounterMetricFamily(
+        "remora_filter_switched_off", "Times that a Python filter was switched off for that.", labels=["filter"]
+    )
+    for name, each in list(stats.filters.items()):
+        for outcome in ("passed", "answered", "failed", "skipped"):
+            calls.add_metric([name, outcome], getattr(each, outcome))
+        seconds.add_metric([name], each.seconds)
+        overruns.add_metric([name], each.overruns)
+        off.add_metric([name], each.switched_off)
+    yield from (calls, seconds, overruns, off)

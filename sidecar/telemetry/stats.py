@@ -77,6 +77,20 @@ class AccessStats:
     shadow_denied: int = 0
 
 
+@dataclass(slots=True)
+class FilterStats:
+    """What a filter in plain Python did, and how long it took."""
+
+    passed: int = 0
+    answered: int = 0
+    failed: int = 0
+    skipped: int = 0
+    """While it was off."""
+    overruns: int = 0
+    switched_off: int = 0
+    seconds: float = 0.0
+
+
 def _nothing_runs() -> tuple[int, int]:
     return 0, 0
 
@@ -99,6 +113,8 @@ class Stats:
     """By policy."""
     access: dict[str, AccessStats] = field(default_factory=dict)
     """By name of the rules (Envoy: rules_stat_prefix)."""
+    filters: dict[str, FilterStats] = field(default_factory=dict)
+    """Of filters in plain Python, by name."""
     retries: dict[tuple[str, str], int] = field(default_factory=dict)
     """By (service, reason)."""
     checks: dict[tuple[str, str, bool], int] = field(default_factory=dict)
@@ -143,6 +159,13 @@ class Stats:
         found = self.limits.get(policy)
         if found is None:
             found = self.limits[policy] = LimitStats()
+        return found
+
+    def of_filter(self, name: str) -> FilterStats:
+        """The counters of a filter in plain Python, made at first use."""
+        found = self.filters.get(name)
+        if found is None:
+            found = self.filters[name] = FilterStats()
         return found
 
     def count_peer(self, identity: str, security: str, calls: int) -> None:

@@ -21,6 +21,7 @@ from sidecar.proxy.config import (
 from sidecar.xds.access import access, access_of_route
 from sidecar.xds.faults import adaptive_concurrency, admission_control, fault
 from sidecar.xds.matching import header_match
+from sidecar.xds.python_filter import python_filter
 from sidecar.xds.supported import ConfigError, unpack
 from sidecar.xds.values import fraction, number_or, seconds
 
@@ -216,6 +217,7 @@ _READERS: Final[dict[str, Callable[[Any, str], FilterConfig]]] = {
     "AdaptiveConcurrency": adaptive_concurrency,
     "AdmissionControl": admission_control,
     "HTTPFault": fault,
+    "PythonFilter": python_filter,
     "LocalRateLimit": local_rate_limit,
     "RBAC": access,
     "RBACPerRoute": access_of_route,

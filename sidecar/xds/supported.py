@@ -181,6 +181,7 @@ FIELDS: Final[dict[str, str]] = {
     _MATCHER + "ValueMatcher": "string_match bool_match double_match present_match list_match",
     _MATCHER + "ListMatcher": "one_of",
     _MATCHER + "DoubleMatcher": "exact",
+    "remora.mesh.v1.PythonFilter": "filter config on_error budget max_overruns off",
     "remora.mesh.v1.RateLimitFilter": "policy is_enforced algorithm requests interval burst max_wait keys max_keys",
     "remora.mesh.v1.LimitKey": "header source",
     "envoy.extensions.common.ratelimit.v3.LocalRateLimitDescriptor": "entries token_bucket",

@@ -63,6 +63,7 @@ from sidecar.proxy.config import (
     LocalRateLimit,
     MirrorPolicy,
     OnExisting,
+    PythonFilter,
     Redirect,
     ResetHeader,
     RetryPolicy,
@@ -585,7 +586,8 @@ def test_listeners(tmp_path: Path) -> None:
         max_header_fields=50,
     )
     assert manager.life == ConnectionLife(30.0, 600.0, 1000, 10.0, 3.0, 0.05)
-    assert manager.filters[-3:] == (
+    assert manager.filters[-4:] == (
+        HttpFilter("plain", PythonFilter("sample", '{"a": 1.0}', True, 0.004, 4, 50.0)),
         HttpFilter(
             "fault",
             Fault(
@@ -603,7 +605,7 @@ def test_listeners(tmp_path: Path) -> None:
             "adaptive", AdaptiveConcurrency(Gradient(0.2, 0.9, 500, 30.0, 0.0, 40, 0.2, 4, 0.3, 429), is_enabled=False)
         ),
     )
-    assert manager.filters[:-3] == (
+    assert manager.filters[:-4] == (
         HttpFilter(
             "envoy.filters.http.local_ratelimit",
             LocalRateLimit(
