@@ -86,10 +86,13 @@ class Issuer:
             raise KeyringError(
                 f'the mesh of this store has the trust domain "{current.trust_domain}", not "{self._settings.trust_domain}"'
             )
-        if given is not None and fingerprint(given.root) not in {root.fingerprint for root in current.roots}:
-            raise KeyringError(
-                "the mesh of this store has another root; put the new one in with `remora cert rotate --stage add`"
-            )
+        if given is not None:
+            if fingerprint(given.root) not in {root.fingerprint for root in current.roots}:
+                raise KeyringError(
+                    "the mesh of this store has another root; put the new one in with `remora cert rotate --stage add`"
+                )
+            if fingerprint(given.root) not in self._keyring.roots():
+                self._keyring.add(given)  # a replica with a folder of its own, beside one that was here first
         self._keyring.signing(current.issuing, self._clock())
         return current
 

@@ -1,5 +1,6 @@
 """Certificates for those who prove who they are, over the real API; and what everybody else is told."""
 
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -429,6 +430,17 @@ async def test_an_intermediate_of_the_user_whose_root_is_elsewhere(tmp_path: Pat
         answer = await mesh.issue(local_secret=LOCAL)
         assert [each.fingerprint for each in answer.trust.roots] == [authority.fingerprint(root.root)]
     assert sum(1 for _ in (tmp_path / "identity").rglob("root.key")) == 0
+
+
+async def test_a_replica_whose_folder_is_empty_takes_the_users_root_too(tmp_path: Path) -> None:
+    from control_plane.identity import authority
+
+    given = authority.new_root("shop.test", datetime.now(UTC))
+    async with mesh_in(tmp_path, given=given) as mesh:
+        before = (await mesh.holders()).trust
+    shutil.rmtree(tmp_path / "identity")
+    async with mesh_in(tmp_path, given=given) as mesh:
+        assert (await mesh.issue(local_secret=LOCAL)).trust == before
 
 
 async def test_another_trust_domain_than_that_of_the_store_is_refused(tmp_path: Path) -> None:
