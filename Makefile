@@ -12,7 +12,7 @@ HOT := $(shell sed -n 's/^ *"\(sidecar.*\.py\)",$$/\1/p' setup.py)
 COMPILED := build/compiled/.stamp
 
 
-.PHONY: help install compile tools proto demo demo-picture test test-pure test-slow test-transactions lint bench bench-control bench-transactions clean lock
+.PHONY: help install crds compile tools proto demo demo-picture test test-pure test-slow test-transactions lint bench bench-control bench-transactions clean lock
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,13 @@ proto: ## generate Python from proto/ (messages, services, types)
 	  -I$$($(BIN)/python -c 'import grpc_tools, pathlib; print(pathlib.Path(grpc_tools.__file__).parent / "_proto")') \
 	  -I$(VENV)/data \
 	  --python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. $(PROTOS)
+
+CRDS := deploy/helm/remora/crds
+crds: $(STAMP) ## write the chart's CustomResourceDefinitions anew from proto/
+	@mkdir -p build && PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m grpc_tools.protoc -I. \
+	  -I$$($(BIN)/python -c 'import grpc_tools, pathlib; print(pathlib.Path(grpc_tools.__file__).parent / "_proto")') \
+	  -I$(VENV)/data --include_imports --include_source_info --descriptor_set_out=build/mesh.binpb proto/mesh/v1/*.proto
+	@$(BIN)/python -m control_plane.kubernetes.crds build/mesh.binpb $(CRDS)
 
 compile: $(COMPILED) ## compile the sidecar's hot modules (`make install` does it)
 

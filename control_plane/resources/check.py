@@ -20,13 +20,13 @@ _FILTER_FIELDS: Final = {
     "ResponseHeaderModifier": "response_header_modifier",
     "RequestMirror": "request_mirror",
 }
-_LIMIT_FIELDS: Final = {
+LIMIT_FIELDS: Final = {
     "interval": ("TokenBucket", "LeakyBucket", "SlidingWindow", "SlidingLog", "Gcra"),
     "burst": ("TokenBucket", "Gcra"),
     "max_wait": ("LeakyBucket",),
 }
 """Fields of a rate limit that only some algorithms have."""
-_BALANCING_FIELDS: Final = {
+BALANCING_FIELDS: Final = {
     "hash_on": ("RingHash", "Maglev"),
     "choices": ("LeastRequest",),
     "ring_size": ("RingHash",),
@@ -35,7 +35,7 @@ _BALANCING_FIELDS: Final = {
     "penalty": ("PeakEwma",),
 }
 """Fields of balancing that only some algorithms have."""
-_HASH_KEYS: Final = ("header", "cookie", "query_parameter", "source")
+HASH_KEYS: Final = ("header", "cookie", "query_parameter", "source")
 
 
 def check(resource: api_pb2.Resource) -> list[Fault]:
@@ -112,22 +112,22 @@ def _foreign_fields(spec: Any, chosen: str, fields: Mapping[str, tuple[str, ...]
 def _balancing(spec: policy_pb2.LoadBalancingPolicySpec) -> Iterator[Fault]:
     algorithm = policy_pb2.LoadBalancingPolicySpec.Algorithm
     chosen = algorithm.Name(spec.algorithm) if spec.algorithm in algorithm.values() else ""
-    yield from _foreign_fields(spec, chosen, _BALANCING_FIELDS, "RMR0019")
-    if chosen in _BALANCING_FIELDS["hash_on"] and not spec.hash_on:
+    yield from _foreign_fields(spec, chosen, BALANCING_FIELDS, "RMR0019")
+    if chosen in BALANCING_FIELDS["hash_on"] and not spec.hash_on:
         text = f"is empty, so {chosen} has no key to go by; name a header, a cookie, a query parameter or a source"
         yield Fault("spec.hashOn", text, "RMR0019")
-    if spec.prefer_zone and (spec.locality_weights or chosen in _BALANCING_FIELDS["hash_on"]):
+    if spec.prefer_zone and (spec.locality_weights or chosen in BALANCING_FIELDS["hash_on"]):
         other = "localityWeights" if spec.locality_weights else chosen
         yield Fault("spec.preferZone", f"does not go with {other}; leave one out", "RMR0019")
     if spec.choices == 1:
         yield Fault("spec.choices", "1 leaves no choice; take 2 or more, or algorithm: Random", "RMR0019")
     for number, key in enumerate(spec.hash_on):
         path = f"spec.hashOn[{number}]"
-        if sum(bool(getattr(key, name)) for name in _HASH_KEYS) != 1:
+        if sum(bool(getattr(key, name)) for name in HASH_KEYS) != 1:
             yield Fault(path, "one of header, cookie, queryParameter and source must be given", "RMR0019")
         if key.HasField("cookie_ttl") and not key.cookie:
             yield Fault(f"{path}.cookieTtl", "means nothing without cookie; leave it out", "RMR0019")
-    for number in _repeated(tuple(getattr(key, name) for name in _HASH_KEYS) for key in spec.hash_on):
+    for number in _repeated(tuple(getattr(key, name) for name in HASH_KEYS) for key in spec.hash_on):
         yield Fault(f"spec.hashOn[{number}]", "stands twice; once is enough", "RMR0015")
     for number in _repeated(spec.failover):
         yield Fault(f"spec.failover[{number}]", f"{quoted(spec.failover[number])} stands twice; keep one", "RMR0015")
@@ -142,7 +142,7 @@ def _balancing(spec: policy_pb2.LoadBalancingPolicySpec) -> Iterator[Fault]:
 def _rate_limit(spec: policy_pb2.RateLimitPolicySpec) -> Iterator[Fault]:
     algorithm = policy_pb2.RateLimitPolicySpec.Algorithm
     chosen = algorithm.Name(spec.algorithm) if spec.algorithm in algorithm.values() else ""
-    yield from _foreign_fields(spec, chosen, _LIMIT_FIELDS, "RMR0018")
+    yield from _foreign_fields(spec, chosen, LIMIT_FIELDS, "RMR0018")
     if chosen == "SlidingLog" and spec.requests > MAX_LOGGED:
         text = f"{spec.requests} times would be remembered for each key; at most {MAX_LOGGED} with SlidingLog, or take SlidingWindow"
         yield Fault("spec.requests", text, "RMR0018")
