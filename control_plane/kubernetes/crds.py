@@ -102,6 +102,7 @@ _BREAKING: Final = resilience_pb2.CircuitBreakerPolicySpec.DESCRIPTOR
 _EJECTION: Final = resilience_pb2.CircuitBreakerPolicySpec.Ejection.DESCRIPTOR
 _BREAKER: Final = resilience_pb2.CircuitBreakerPolicySpec.Breaker.DESCRIPTOR
 _RETRY: Final = resilience_pb2.RetryPolicySpec.DESCRIPTOR
+_HEDGE: Final = resilience_pb2.RetryPolicySpec.Hedge.DESCRIPTOR
 _TIMEOUT: Final = resilience_pb2.TimeoutPolicySpec.DESCRIPTOR
 _FAULT: Final = resilience_pb2.FaultPolicySpec.DESCRIPTOR
 _DELAY: Final = resilience_pb2.FaultPolicySpec.Delay.DESCRIPTOR
@@ -167,8 +168,13 @@ RULES: Final[Mapping[str, tuple[Rule, ...]]] = {
             "perTryTimeout only leads to another try with on: [Reset]; add that",
         ),
         _needs(_RETRY, "max_backoff", "backoff"),
+        Rule(
+            f"!has(self.hedge) || {given(_RETRY, 'idempotent')}",
+            "hedge makes every slow call happen twice; say idempotent: true if that does no harm",
+        ),
         _longer(_RETRY, "backoff", "max_backoff"),
     ),
+    _HEDGE.full_name: (Rule("has(self.delay)", "delay is missing; say after how long, such as 50ms"),),
     _TIMEOUT.full_name: (
         _any_of(_TIMEOUT, "request", "idle"),
         _not_shadow("remora_request_duration_seconds says what a time-out would end"),
@@ -205,9 +211,7 @@ def definition(kind: Kind, comments: Mapping[str, str]) -> Schema:
     writer = Writer(comments, RULES)
     spec = api_pb2.Resource.DESCRIPTOR.fields_by_name[kind.field].message_type
     assert spec is not None
-    columns = [
-        {"name": name, "type": type_, "jsonPath": path} for name, path, type_ in (*_COLUMNS[kind.name], *_STATE)
-    ]
+    columns = [{"name": name, "type": type_, "jsonPath": path} for name, path, type_ in (*_COLUMNS[kind.name], *_STATE)]
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",

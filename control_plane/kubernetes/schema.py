@@ -112,9 +112,7 @@ class Writer:
             lengths.append(f"size(key) <= {keys.max_len}")
         if lengths:
             words = f"keys have {keys.min_len or 0} to {keys.max_len} characters"
-            schema["x-kubernetes-validations"] = [
-                {"rule": f"self.all(key, {' && '.join(lengths)})", "message": words}
-            ]
+            schema["x-kubernetes-validations"] = [{"rule": f"self.all(key, {' && '.join(lengths)})", "message": words}]
         return schema
 
     def _single(self, field: FieldDescriptor, rules: Any) -> Schema:
@@ -268,7 +266,9 @@ def _places(file: Any) -> list[tuple[tuple[int, ...], str]]:
 
     def enum(each: Any, path: tuple[int, ...], around: str) -> None:
         found.append((path, f"{around}.{each.name}"))
-        found.extend(((*path, 2, number), f"{around}.{each.name}.{value.name}") for number, value in enumerate(each.value))
+        found.extend(
+            ((*path, 2, number), f"{around}.{each.name}.{value.name}") for number, value in enumerate(each.value)
+        )
 
     def message(each: Any, path: tuple[int, ...], around: str) -> None:
         name = f"{around}.{each.name}"

@@ -31,7 +31,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     data = ROOT / ".venv" / "data"
     files = [str(file.relative_to(ROOT)) for file in sorted((ROOT / "proto" / "mesh" / "v1").glob("*.proto"))]
     given = [f"-I{ROOT}", f"-I{importlib.resources.files('grpc_tools') / '_proto'}", f"-I{data}"]
-    assert protoc.main(["", *given, "--include_imports", "--include_source_info", f"--descriptor_set_out={out}", *files]) == 0
+    assert (
+        protoc.main(["", *given, "--include_imports", "--include_source_info", f"--descriptor_set_out={out}", *files])
+        == 0
+    )
     return crds.definitions(FileDescriptorSet.FromString(out.read_bytes()))
 
 
@@ -60,7 +63,10 @@ def test_what_kubectl_would_read_as_true_or_false_is_quoted() -> None:
 @pytest.mark.parametrize("kind", [kind.name for kind in kinds.KINDS if kind.api_version == kinds.REMORA])
 def test_status_is_a_subresource_whose_conditions_are_shown(kind: str) -> None:
     [definition] = [
-        found for file in CRDS.iterdir() for found in documents(file.read_text()) if found["spec"]["names"]["kind"] == kind
+        found
+        for file in CRDS.iterdir()
+        for found in documents(file.read_text())
+        if found["spec"]["names"]["kind"] == kind
     ]
     [version] = definition["spec"]["versions"]
     assert version["subresources"] == {"status": {}}

@@ -31,7 +31,7 @@ import (
 	v1meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
-	"k8s.io/apimachinery/pkg/util/validation/field"
+	utiljson "k8s.io/apimachinery/pkg/util/json"
 	celconfig "k8s.io/apiserver/pkg/apis/cel"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
 	psaapi "k8s.io/pod-security-admission/api"
@@ -122,12 +122,16 @@ func answer(path string, check func(map[string]interface{}) []string) error {
 	if err != nil {
 		return err
 	}
-	var given []map[string]interface{}
-	if err := json.Unmarshal(text, &given); err != nil {
+	var given []interface{}
+	if err := utiljson.Unmarshal(text, &given); err != nil { // whole numbers stay whole
 		return err
 	}
 	all := make([][]string, 0, len(given))
-	for _, resource := range given {
+	for _, each := range given {
+		resource, ok := each.(map[string]interface{})
+		if !ok {
+			return fmt.Errorf("%v is no object", each)
+		}
 		all = append(all, check(resource))
 	}
 	return json.NewEncoder(os.Stdout).Encode(all)
@@ -145,7 +149,7 @@ func faultsOf(resource map[string]interface{}, definitions map[string]definition
 	}
 	defaulting.Default(resource, known.structural)
 	list := validation.ValidateCustomResource(nil, resource, known.validator)
-	more, _ := known.rules.Validate(context.Background(), field.NewPath(""), known.structural, resource, nil, celconfig.RuntimeCELCostBudget)
+	more, _ := known.rules.Validate(context.Background(), nil, known.structural, resource, nil, celconfig.RuntimeCELCostBudget)
 	for _, fault := range append(list, more...) {
 		found = append(found, fault.Error())
 	}
