@@ -105,7 +105,7 @@ def test_what_the_control_plane_refuses_is_refused_by_the_api_server_with_these_
         load.load(case.given, "x.yaml")
     [resource] = documents(case.given)
     resource.setdefault("metadata", {}).setdefault("namespace", "default")
-    case.play(lambda _: "\n".join(apiserver.faults_of_resources([resource])[0]))
+    case.play(lambda _: "\n".join(sorted(apiserver.faults_of_resources([resource])[0])))
 
 
 def test_what_most_rules_allow_is_taken_whole() -> None:

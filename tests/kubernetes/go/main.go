@@ -159,7 +159,7 @@ func faultsOf(resource map[string]interface{}, definitions map[string]definition
 // builtIn reads objects as a server with strict field validation does.
 func builtIn() func(map[string]interface{}) []string {
 	decoder := serializer.NewCodecFactory(clientscheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
-	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
+	evaluator, err := policy.NewEvaluator(policy.DefaultChecks())
 	if err != nil {
 		panic(err)
 	}
