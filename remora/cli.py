@@ -30,6 +30,12 @@ def main() -> NoReturn:
             from remora.sidecar import main as sidecar
 
             sys.exit(sidecar(config, snapshot))
+    if words[:2] == ["ready", "--admin"] and len(words) == 3:  # a probe, once a second
+        host, _, port = words[2].rpartition(":")
+        if host and port.isascii() and port.isdigit():
+            from remora.agent.ready import ready
+
+            sys.exit(ready(host, int(port)))
     sys.exit(_run())
 
 

@@ -1,7 +1,7 @@
 """Commands that are processes: the control plane, a sidecar, a program with its sidecar, the demo."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,9 @@ from remora.addresses import UsageError, host_port, lease_seconds, locality, sec
 from remora.commands.app import app
 from remora.commands.options import DEFAULT_SERVER, Locality, Server, Weight
 from remora.output import line
+
+if TYPE_CHECKING:
+    from remora.agent.bootstrap import NodeSpec
 
 Engine = Annotated[str, typer.Option(help="The data plane: remora or envoy.")]
 ServiceOption = Annotated[str, typer.Option("--service", metavar="NAME[.NAMESPACE]", help="The service it is part of.")]
@@ -58,20 +61,65 @@ def up(
     raise typer.Exit(run_up(listen, store, http, identities, replication))
 
 
+Inbound = Annotated[str, typer.Option(help="Where callers reach the instance; port 0 for none.")]
+AppAddress = Annotated[str, typer.Option("--app", help="Where the program listens.")]
+Outbound = Annotated[str, typer.Option(help="Where the program's gRPC library sends CONNECT.")]
+Admin = Annotated[str, typer.Option(help="Where the admin endpoint listens.")]
+Node = Annotated[str, typer.Option("--node", metavar="ID", help="Node id; default: made from service and host.")]
+
+
 @app.command()
 def sidecar(
-    config: Annotated[str, typer.Option("--config", "-c", help="Envoy v3 bootstrap, YAML or JSON.")],
+    config: Annotated[
+        str, typer.Option("--config", "-c", help="Envoy v3 bootstrap, YAML or JSON; or say --service and what follows.")
+    ] = "",
     snapshot: Annotated[
         str | None,
         typer.Option(
             metavar="FILE", help="Keep the last good configuration there, and start by it without a control plane."
         ),
     ] = None,
+    service: Annotated[
+        str,
+        typer.Option("--service", metavar="NAME[.NAMESPACE]", help="Instead of a file: as `remora bootstrap` has it."),
+    ] = "",
+    node: Node = "",
+    version: Version = "",
+    at: Locality = "",
+    inbound: Inbound = "127.0.0.1:15006",
+    app_address: AppAddress = "127.0.0.1:50051",
+    outbound: Outbound = "127.0.0.1:15001",
+    admin: Admin = "127.0.0.1:15000",
+    server: Server = DEFAULT_SERVER,
 ) -> None:
     """Run a sidecar alone; SIGTERM drains it."""
+    if bool(config) is bool(service):
+        raise UsageError("sidecar: give -c FILE, or --service NAME, and not both")
+    if service:
+        import json
+        import os
+        import sys
+        import tempfile
+
+        from remora.agent import bootstrap as writer
+
+        spec = _node_spec(service, node, version, at, inbound, app_address, outbound, admin, server)
+        with tempfile.NamedTemporaryFile("w", prefix="remora-", suffix=".json", delete=False) as file:
+            json.dump(writer.envoy(spec), file)
+        more = ["--snapshot", snapshot] if snapshot else []
+        # Anew, without what a command line costs: it stays for as long as the program beside it does.
+        os.execv(sys.executable, [sys.executable, "-m", "remora", "sidecar", "-c", file.name, *more])
     from remora.sidecar import main
 
     raise typer.Exit(main(config, snapshot))
+
+
+@app.command()
+def ready(admin: Admin = "127.0.0.1:15000") -> None:
+    """Whether the sidecar with this admin endpoint has its first configuration: exit code 0 if so, else 1. For probes."""
+    from remora.agent.ready import ready as ask
+
+    raise typer.Exit(ask(*host_port(admin, "--admin")))
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -128,27 +176,43 @@ def run(
 def bootstrap(
     service: ServiceOption,
     engine: Annotated[str, typer.Option(help="remora, envoy, or grpc (a proxyless client).")] = "remora",
-    node: Annotated[
-        str, typer.Option("--node", metavar="ID", help="Node id; default: made from service and host.")
-    ] = "",
+    node: Node = "",
     version: Version = "",
     at: Locality = "",
-    inbound: Annotated[str, typer.Option(help="Where callers reach the instance.")] = "127.0.0.1:15006",
-    app_address: Annotated[str, typer.Option("--app", help="Where the program listens.")] = "127.0.0.1:50051",
-    outbound: Annotated[str, typer.Option(help="Where the program's gRPC library sends CONNECT.")] = "127.0.0.1:15001",
-    admin: Annotated[str, typer.Option(help="Where the admin endpoint listens.")] = "127.0.0.1:15000",
+    inbound: Inbound = "127.0.0.1:15006",
+    app_address: AppAddress = "127.0.0.1:50051",
+    outbound: Outbound = "127.0.0.1:15001",
+    admin: Admin = "127.0.0.1:15000",
     server: Server = DEFAULT_SERVER,
 ) -> None:
     """Print what a data plane needs that `remora run` does not start."""
     import json
-    import socket
 
     from remora.agent import bootstrap as writer
 
     if engine not in writer.WRITERS:
         raise UsageError(f'--engine: "{engine}" is not known; known: {", ".join(writer.WRITERS)}')
+    spec = _node_spec(service, node, version, at, inbound, app_address, outbound, admin, server)
+    line(json.dumps(writer.WRITERS[engine](spec), indent=2))
+
+
+def _node_spec(
+    service: str,
+    node: str,
+    version: str,
+    at: str,
+    inbound: str,
+    app_address: str,
+    outbound: str,
+    admin: str,
+    server: str,
+) -> "NodeSpec":
+    import socket
+
+    from remora.agent.bootstrap import NodeSpec
+
     name, namespace = service_name(service)
-    spec = writer.NodeSpec(
+    return NodeSpec(
         node_id=node or f"{name}.{namespace}~{socket.gethostname()}",
         service=name,
         namespace=namespace,
@@ -160,7 +224,6 @@ def bootstrap(
         outbound=host_port(outbound, "--outbound"),
         admin=host_port(admin, "--admin"),
     )
-    line(json.dumps(writer.WRITERS[engine](spec), indent=2))
 
 
 @app.command()
