@@ -141,7 +141,7 @@ class Decision:
 class Plan:
     """A decision and the header block to send upstream."""
 
-    __slots__ = ("block", "decision", "keyed", "response_timeout_s", "timeout_s", "values")
+    __slots__ = ("block", "decision", "keyed", "notes", "response_timeout_s", "timeout_s", "values")
 
     def __init__(
         self, decision: Decision, block: bytes, timeout_s: float, values: dict[bytes, list[bytes]] | None = None
@@ -154,9 +154,15 @@ class Plan:
         """From the end of the request to the end of the response: the route's; 0 is none."""
         self.values = values
         """Of the headers that steps read, by lower-case name; None if there are none."""
+        self.notes: dict[object, object] | None = None
+        """What steps remember of calls with this block, by step."""
         route = decision.route
         self.keyed = Keyed(route, values or {}) if route is not None and (route.hash_policies or route.labels) else None
         """What is asked of balancers, None if nothing is."""
+
+    def edited(self, block: bytes, values: dict[bytes, list[bytes]]) -> "Plan":
+        """The same with another block to send, as a step wants it."""
+        return Plan(self.decision, block, self.timeout_s, values)
 
     def after(self, seconds: float) -> "Plan":
         """The same for a call that was held for some time: its `grpc-timeout` is what is left."""

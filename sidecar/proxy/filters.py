@@ -1,5 +1,6 @@
 """The HTTP filters of one filter chain under one configuration: which steps a route's calls have in their way, in order."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from sidecar.proxy.access import Access
@@ -22,6 +23,8 @@ from sidecar.proxy.limit_actions import names_read
 from sidecar.proxy.route import Request
 from sidecar.proxy.shedding import AdaptiveFilter, AdmissionFilter
 from sidecar.proxy.step import Filter, Step
+from sidecar.proxy.token_filter import TokenFilter
+from sidecar.proxy.tokens import Tokens, TokensOfRoute
 from sidecar.proxy.worker import Worker
 
 
@@ -40,8 +43,17 @@ def make(config: FilterConfig, worker: Worker, now: float) -> Filter:
         from sidecar.proxy.python_filter import PythonFilterHost
 
         return PythonFilterHost(config, worker)
+    if isinstance(config, Tokens):
+        return TokenFilter(config, worker)
     assert isinstance(config, LocalRateLimit)
     return LimitFilter(config, worker, now)
+
+
+def _whole(config: FilterConfig, chains: FilterConfig | None) -> FilterConfig:
+    """What a place configures, with what it takes from the chain's configuration of the filter."""
+    if not isinstance(config, TokensOfRoute):
+        return config
+    return replace(chains, route=config) if isinstance(chains, Tokens) else Tokens(route=config)
 
 
 class _Place(NamedTuple):
@@ -72,6 +84,7 @@ class FilterBook:
         """By number of the filter and identity of the virtual host or route that configures it; 0 is the chain itself."""
 
         def keep(owner: int, place: _Place) -> None:
+            place = place._replace(config=_whole(place.config, filters[place.number].config))
             known = before._places.get(place) if before is not None else None
             known = known or make(place.config, worker, now)
             self._filters[place.number, owner] = self._places[place] = known
@@ -98,6 +111,17 @@ class FilterBook:
         self.value_names = frozenset(values)
         """Names of all headers whose values steps read."""
 
+        self._made: tuple[frozenset[bytes], ...] = tuple(
+            frozenset(
+                name
+                for place, known in self._places.items()
+                if place.number < number and isinstance(known, TokenFilter)
+                for name in known.made_headers
+            )
+            for number in range(len(filters))
+        )
+        """By number of a filter: headers that filters before it set anew, whatever a caller says there."""
+
     def of(self, host: VirtualHost | None, route: Route | None, request: Request) -> tuple[Step, ...]:
         """The steps for such requests on a route, or on none: of each filter by its most specific configuration."""
         return tuple(step for _, step in self.named(host, route, request) if step is not None)
@@ -109,6 +133,10 @@ class FilterBook:
         found: list[tuple[HttpFilter, Step | None]] = []
         for number, http_filter in enumerate(self._chain):
             step: Step | None = None
+            made = self._made[number]
+            if made and not made.isdisjoint(request.headers):
+                left = {name: values for name, values in request.headers.items() if name not in made}
+                request = replace(request, headers=left)
             for owner in (id(route), id(host), 0):
                 known = self._filters.get((number, owner))
                 if known is not None:

@@ -80,8 +80,8 @@ def _path_holds(match: RouteMatch, path: bytes) -> bool:
     return pattern.matches(match.regex, path)
 
 
-def _route_holds(route: Route, request: Request) -> bool:
-    match = route.match
+def match_holds(match: RouteMatch, request: Request) -> bool:
+    """True if a request is as the conditions say."""
     if match.connect or request.method == b"CONNECT":
         path_holds = match.connect and request.method == b"CONNECT"
     else:
@@ -131,13 +131,13 @@ class _Host:
         """The first route, in the order of the configuration, that takes the request."""
         best: tuple[int, Route] | None = None
         for order, route in self._by_path.get(request.path, ()):
-            if _route_holds(route, request):
+            if match_holds(route.match, request):
                 best = (order, route)
                 break
         for order, route in self._others:
             if best is not None and order > best[0]:
                 break
-            if _route_holds(route, request):
+            if match_holds(route.match, request):
                 best = (order, route)
                 break
         return best[1] if best else None

@@ -95,6 +95,12 @@ class StatsCollector(Collector):
             access.add_metric([rules, "Shadow", "allowed"], counted.shadow_allowed)
             access.add_metric([rules, "Shadow", "denied"], counted.shadow_denied)
         yield access
+        tokens = CounterMetricFamily(
+            "remora_tokens", "Calls that a token was asked of: accepted, or why they were refused.", labels=["verdict"]
+        )
+        for verdict, count in list(stats.tokens.items()):
+            tokens.add_metric([verdict], count)
+        yield tokens
         retries = CounterMetricFamily("remora_retries", "Further tries of calls.", labels=["service", "reason"])
         for (service, reason), count in list(stats.retries.items()):
             retries.add_metric([service, reason], count)

@@ -115,6 +115,8 @@ class Stats:
     """By name of the rules (Envoy: rules_stat_prefix)."""
     filters: dict[str, FilterStats] = field(default_factory=dict)
     """Of filters in plain Python, by name."""
+    tokens: dict[str, int] = field(default_factory=dict)
+    """Calls that a token was asked of, by verdict: `accepted`, `none` where it may be missing, or why not."""
     retries: dict[tuple[str, str], int] = field(default_factory=dict)
     """By (service, reason)."""
     checks: dict[tuple[str, str, bool], int] = field(default_factory=dict)
@@ -181,6 +183,10 @@ class Stats:
         if found is None:
             found = self.access[rules] = AccessStats()
         return found
+
+    def count_token(self, verdict: str) -> None:
+        """A call of which a token was asked passed, or was refused for a reason."""
+        self.tokens[verdict] = self.tokens.get(verdict, 0) + 1
 
     def count_retry(self, service: str, reason: str) -> None:
         """One more try of a call."""

@@ -33,7 +33,6 @@ from sidecar.proxy.config import (
     Redirect,
     RetryPolicy,
     Route,
-    RouteMatch,
     RouteTable,
     TcpProxy,
     TlsMatch,
@@ -41,10 +40,9 @@ from sidecar.proxy.config import (
 )
 from sidecar.xds import balancing, breakers, filters, routing, tls
 from sidecar.xds.checks import health_check
-from sidecar.xds.matching import header_match, query_match
 from sidecar.xds.retries import hedged, retry_policy
 from sidecar.xds.supported import ConfigError, refuse_unsupported, unpack
-from sidecar.xds.values import number_or, regex, seconds, seconds_or
+from sidecar.xds.values import number_or, seconds, seconds_or
 
 _SOCKET_MATCH: Final = "envoy.transport_socket_match"
 _HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -364,7 +362,7 @@ def _route(message: Any, path: str, host_retry: RetryPolicy | None, host_replay_
     else:
         raise ConfigError(path, "route, redirect or direct_response is needed (RMR0112)")
     longest = action.max_stream_duration
-    match = _route_match(message.match, f"{path}.match")
+    match = routing.route_match(message.match, f"{path}.match")
     upgrades = [upgrade for upgrade in action.upgrade_configs if _is_enabled(upgrade)]
     for number, upgrade in enumerate(action.upgrade_configs):
         if upgrade.upgrade_type.upper() != "CONNECT" or not match.connect:
@@ -419,39 +417,6 @@ def _clusters(action: Any, path: str) -> tuple[tuple[tuple[str, int], ...], tupl
         raise ConfigError(f"{path}.weighted_clusters", "the weights add up to 0 (RMR0113)")
     clusters = tuple((part.name, part.weight.value) for part in parts)
     return clusters, tuple(balancing.metadata_match(action, part) for part in parts)
-
-
-def _route_match(message: Any, path: str) -> RouteMatch:
-    headers = tuple(header_match(header, f"{path}.headers[{n}]") for n, header in enumerate(message.headers))
-    ignores_case = message.HasField("case_sensitive") and not message.case_sensitive.value
-    form = message.WhichOneof("path_specifier")
-    text = getattr(message, form) if form in ("prefix", "path", "path_separated_prefix") else ""
-    if ignores_case:
-        text = text.lower()
-    common = RouteMatch(
-        headers=headers,
-        ignore_case=ignores_case and bool(text),
-        query=tuple(
-            query_match(item, f"{path}.query_parameters[{n}]") for n, item in enumerate(message.query_parameters)
-        ),
-        is_grpc=message.HasField("grpc"),
-    )
-    match form:
-        case "prefix":
-            return replace(common, prefix=text.encode())
-        case "path":
-            return replace(common, path=text.encode())
-        case "path_separated_prefix":
-            if not text.startswith("/") or text.endswith("/") or "?" in text or "#" in text:
-                raise ConfigError(
-                    f"{path}.path_separated_prefix", f'"{text}" is no path without / at its end (RMR0114)'
-                )
-            return replace(common, folder=text.encode())
-        case "safe_regex":
-            return replace(common, regex=regex(message.safe_regex, f"{path}.safe_regex"))
-        case "connect_matcher":
-            return replace(common, connect=True)
-    raise ConfigError(path, "prefix, path, path_separated_prefix, safe_regex or connect_matcher is needed (RMR0114)")
 
 
 # -- clusters -----------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from sidecar.xds.faults import adaptive_concurrency, admission_control, fault
 from sidecar.xds.matching import header_match
 from sidecar.xds.python_filter import python_filter
 from sidecar.xds.supported import ConfigError, unpack
+from sidecar.xds.tokens import tokens, tokens_of_route
 from sidecar.xds.values import fraction, number_or, seconds
 
 DRAFT_03: Final = ratelimit_pb2.DRAFT_VERSION_03
@@ -217,8 +218,10 @@ _READERS: Final[dict[str, Callable[[Any, str], FilterConfig]]] = {
     "AdaptiveConcurrency": adaptive_concurrency,
     "AdmissionControl": admission_control,
     "HTTPFault": fault,
+    "JwtAuthentication": tokens,
     "PythonFilter": python_filter,
     "LocalRateLimit": local_rate_limit,
+    "PerRouteConfig": tokens_of_route,
     "RBAC": access,
     "RBACPerRoute": access_of_route,
     "RateLimitFilter": own_rate_limit,

@@ -1,6 +1,7 @@
 """What Envoy's routes do beside naming a cluster: change headers, rewrite, redirect, answer. See `sidecar.proxy.edit`."""
 
 import re
+from dataclasses import replace
 from typing import Any, Final
 
 from envoy.config.core.v3 import base_pb2
@@ -14,10 +15,12 @@ from sidecar.proxy.config import (
     OnExisting,
     Redirect,
     Rewrite,
+    RouteMatch,
     ValuePart,
 )
+from sidecar.xds.matching import header_match, query_match
 from sidecar.xds.supported import ConfigError
-from sidecar.xds.values import fraction, rewriting
+from sidecar.xds.values import fraction, regex, rewriting
 
 _Option: Final = base_pb2.HeaderValueOption
 _ON_EXISTING: Final = {
@@ -153,3 +156,37 @@ def mirrors(action: Any, path: str) -> tuple[MirrorPolicy, ...]:
         share = fraction(item.runtime_fraction) if item.HasField("runtime_fraction") else 1.0
         found.append(MirrorPolicy(item.cluster, share, item.disable_shadow_host_suffix_append))
     return tuple(found)
+
+
+def route_match(message: Any, path: str) -> RouteMatch:
+    """route.v3.RouteMatch."""
+    headers = tuple(header_match(header, f"{path}.headers[{n}]") for n, header in enumerate(message.headers))
+    ignores_case = message.HasField("case_sensitive") and not message.case_sensitive.value
+    form = message.WhichOneof("path_specifier")
+    text = getattr(message, form) if form in ("prefix", "path", "path_separated_prefix") else ""
+    if ignores_case:
+        text = text.lower()
+    common = RouteMatch(
+        headers=headers,
+        ignore_case=ignores_case and bool(text),
+        query=tuple(
+            query_match(item, f"{path}.query_parameters[{n}]") for n, item in enumerate(message.query_parameters)
+        ),
+        is_grpc=message.HasField("grpc"),
+    )
+    match form:
+        case "prefix":
+            return replace(common, prefix=text.encode())
+        case "path":
+            return replace(common, path=text.encode())
+        case "path_separated_prefix":
+            if not text.startswith("/") or text.endswith("/") or "?" in text or "#" in text:
+                raise ConfigError(
+                    f"{path}.path_separated_prefix", f'"{text}" is no path without / at its end (RMR0114)'
+                )
+            return replace(common, folder=text.encode())
+        case "safe_regex":
+            return replace(common, regex=regex(message.safe_regex, f"{path}.safe_regex"))
+        case "connect_matcher":
+            return replace(common, connect=True)
+    raise ConfigError(path, "prefix, path, path_separated_prefix, safe_regex or connect_matcher is needed (RMR0114)")

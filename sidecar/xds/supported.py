@@ -16,6 +16,7 @@ from envoy.extensions.bootstrap.internal_listener.v3 import internal_listener_pb
 from envoy.extensions.filters.http.adaptive_concurrency.v3 import adaptive_concurrency_pb2
 from envoy.extensions.filters.http.admission_control.v3 import admission_control_pb2
 from envoy.extensions.filters.http.fault.v3 import fault_pb2
+from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2 as jwt_authn_pb2
 from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
@@ -45,6 +46,7 @@ KNOWN_MODULES: Final = (
     listener_pb2,
     route_pb2,
     internal_listener_pb2,
+    jwt_authn_pb2,
     local_rate_limit_pb2,
     rbac_pb2,
     router_pb2,
@@ -83,6 +85,7 @@ _TYPE: Final = "envoy.type.v3."
 _MATCHER: Final = "envoy.type.matcher.v3."
 _UPSTREAM: Final = "envoy.extensions.upstreams.http.v3."
 _HTTP_FILTER: Final = "envoy.extensions.filters.http."
+_JWT: Final = _HTTP_FILTER + "jwt_authn.v3."
 _RBAC: Final = "envoy.config.rbac.v3."
 _TLS: Final = "envoy.extensions.transport_sockets.tls.v3."
 
@@ -164,6 +167,22 @@ FIELDS: Final[dict[str, str]] = {
     "max_dynamic_descriptors enable_x_ratelimit_headers",
     "envoy.extensions.filters.http.rbac.v3.RBAC": "rules shadow_rules rules_stat_prefix shadow_rules_stat_prefix",
     "envoy.extensions.filters.http.rbac.v3.RBACPerRoute": "rbac",
+    _JWT + "JwtAuthentication": "providers rules requirement_map",
+    _JWT + "PerRouteConfig": "disabled requirement_name",
+    _JWT
+    + "JwtProvider": "issuer audiences require_expiration max_lifetime local_jwks forward from_headers from_params "
+    "forward_payload_header pad_forward_payload_header payload_in_metadata normalize_payload_in_metadata "
+    "header_in_metadata clock_skew_seconds claim_to_headers",
+    _JWT + "JwtProvider.NormalizePayload": "space_delimited_claims",
+    _JWT + "JwtHeader": "name value_prefix",
+    _JWT + "JwtClaimToHeader": "header_name claim_name",
+    _JWT + "RequirementRule": "match requires requirement_name",
+    _JWT + "JwtRequirement": "provider_name provider_and_audiences requires_any requires_all allow_missing "
+    "allow_missing_or_failed",
+    _JWT + "ProviderWithAudiences": "provider_name audiences",
+    _JWT + "JwtRequirementOrList": "requirements",
+    _JWT + "JwtRequirementAndList": "requirements",
+    "google.protobuf.Empty": "",
     _RBAC + "RBAC": "action policies",
     _RBAC + "Policy": "permissions principals",
     _RBAC + "Permission": "and_rules or_rules not_rule any header url_path destination_ip destination_port "

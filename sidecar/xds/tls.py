@@ -75,7 +75,7 @@ def secret(message: Any) -> TlsCertificate | bytes:
                     f"{path}.validation_context.match_typed_subject_alt_names",
                     "names stand in the configuration that refers to the secret, not in the secret (RMR0124)",
                 )
-            found = _data(context.trusted_ca, f"{path}.validation_context.trusted_ca")
+            found = data_source(context.trusted_ca, f"{path}.validation_context.trusted_ca")
             probe = TlsConfig(trusted_ca=found)
         case _:
             raise ConfigError(path, "tls_certificate or validation_context is needed (RMR0124)")
@@ -97,8 +97,8 @@ def _context(socket: Any, path: str, kind: type[Any]) -> Any:
 
 def _certificate(message: Any, path: str) -> TlsCertificate:
     return TlsCertificate(
-        chain=_data(message.certificate_chain, f"{path}.certificate_chain"),
-        key=Secret(_data(message.private_key, f"{path}.private_key")),
+        chain=data_source(message.certificate_chain, f"{path}.certificate_chain"),
+        key=Secret(data_source(message.private_key, f"{path}.private_key")),
     )
 
 
@@ -141,7 +141,7 @@ def _common(message: Any, path: str, *, requires: bool, sni: str) -> TlsConfig:
             )
             if context.HasField("trusted_ca"):
                 raise ConfigError(f"{place}.trusted_ca", "comes with the secret: give it there (RMR0124)")
-    trusted_ca = _data(context.trusted_ca, f"{place}.trusted_ca") if context.HasField("trusted_ca") else b""
+    trusted_ca = data_source(context.trusted_ca, f"{place}.trusted_ca") if context.HasField("trusted_ca") else b""
     sans = tuple(
         _san(item, f"{place}.match_typed_subject_alt_names[{number}]")
         for number, item in enumerate(context.match_typed_subject_alt_names)
@@ -173,7 +173,7 @@ def _version(number: int, path: str, unset: TlsVersion) -> TlsVersion:
     return found
 
 
-def _data(source: Any, path: str) -> bytes:
+def data_source(source: Any, path: str) -> bytes:
     """The bytes of a DataSource. Errors name the file, never what is in it."""
     match source.WhichOneof("specifier"):
         case "filename":

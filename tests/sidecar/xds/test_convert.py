@@ -16,6 +16,7 @@ from sidecar.policy.checking import Checking
 from sidecar.policy.gradient import AdaptiveConcurrency as Gradient
 from sidecar.policy.hosts import Health
 from sidecar.policy.outlier import OutlierDetection
+from sidecar.policy.tokens import Demands
 from sidecar.proxy.access import (
     Access,
     AccessPolicy,
@@ -75,6 +76,7 @@ from sidecar.proxy.config import (
     Thresholds,
     ValuePart,
 )
+from sidecar.proxy.tokens import AllOf, AnyOf, Optional, TokenOf, TokenProvider, TokenRule, Tokens, TokensOfRoute
 from sidecar.xds.bootstrap import load, parse
 from sidecar.xds.supported import ConfigError
 from tests.sidecar import bootstraps
@@ -528,6 +530,32 @@ def network(text: str) -> Network:
     return ip_network(text)
 
 
+TOKENS: Final = Tokens(
+    (
+        TokenProvider(
+            "ann",
+            b'{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}',
+            Demands("ann.test", 10.0, must_expire=True, max_lifetime_s=3600.0),
+            audiences=("shop",),
+            headers=((b"x-token", b"T "),),
+            parameters=(b"token",),
+            is_forwarded=True,
+            payload_header=b"x-payload",
+            pads_payload=True,
+            claim_headers=((b"x-sub", "sub"),),
+            payload_key="ann",
+            header_key="head",
+            lists=("scope",),
+        ),
+        TokenProvider("bob", b'{"keys": []}', Demands()),
+    ),
+    rules=(
+        TokenRule(RouteMatch(prefix=b"/named"), TokenOf("ann", ("office",))),
+        TokenRule(RouteMatch(prefix=b"/any"), AnyOf((TokenOf("ann"), Optional()))),
+        TokenRule(RouteMatch(prefix=b"/all"), AllOf((TokenOf("ann"), Optional(takes_bad=True)))),
+    ),
+    named=(("ann", TokenOf("ann")), ("office", TokenOf("ann", ("office",)))),
+)
 ACCESS: Final = Access(
     rules=AccessRules(
         Action.DENY,
@@ -622,6 +650,7 @@ def test_listeners(tmp_path: Path) -> None:
                 tells_limits=True,
             ),
         ),
+        HttpFilter("tokens", TOKENS),
         HttpFilter("access", ACCESS),
         HttpFilter(
             "own",
@@ -793,9 +822,10 @@ def test_what_routes_change_and_answer(tmp_path: Path) -> None:
             stock,
             rewrite=Rewrite(host_header=b"x-to"),
             mirrors=(MirrorPolicy("accounts", 0.05, keeps_host=True),),
-            overrides=(("access", Access(AccessRules(Action.ALLOW))),),
+            overrides=(("access", Access(AccessRules(Action.ALLOW))), ("tokens", TokensOfRoute("ann"))),
         ),
         Route(RouteMatch(prefix=b"/a"), (), answer=Redirect(302, b"https", b"there", 81, b"/p", None, True)),
+        Route(RouteMatch(prefix=b"/untold"), stock, overrides=(("tokens", TokensOfRoute()),)),
         Route(RouteMatch(prefix=b"/b"), (), answer=Redirect(scheme=b"ftp", rewrite=Rewrite(prefix=b"/q"))),
         Route(RouteMatch(prefix=b"/c"), (), answer=Redirect(rewrite=Rewrite(pattern="c", substitution="d"))),
         Route(RouteMatch(prefix=b"/d"), (), answer=DirectResponse(404, b"none")),
