@@ -235,4 +235,7 @@ def _times(times: dict[str, float]) -> str:
 def _retries(retries: dict[str, Any] | None) -> str:
     if retries is None:
         return "none"
-    return f"up to {retries['most']} on {', '.join(retries['on'])}"
+    told = [f"up to {retries['most']} on {', '.join(retries['on'])}"] if retries["most"] and retries["on"] else []
+    if retries["hedges"]:
+        told.append(f"{retries['hedges']} more beside one without an answer for {retries['hedgeDelayS']:g} s")
+    return "; ".join(told) or "none"

@@ -240,7 +240,7 @@ def _promote(target: _Split, promotion: Promotion, every_s: float, end: float) -
             if time.monotonic() > end:
                 promotion.go_back()
                 target.share(promotion.weights)
-                note(f"the time is over with too few calls of {canary} to tell: taken back")
+                note(f"the time was over before {canary} was promoted: taken back")
                 return Verdict.WAIT
             time.sleep(min(POLL_S, max(0.0, look_at - time.monotonic())) or POLL_S)
             if time.monotonic() < look_at:

@@ -316,6 +316,8 @@ def _retries(retry: Retry | None) -> dict[str, Any] | None:
         "most": config.num_retries,
         "backoffS": [config.backoff_base_s, config.backoff_max_s],
         "otherHostFirst": config.avoid_previous_hosts,
+        "hedges": config.hedges,
+        "hedgeDelayS": config.hedge_delay_s,
     }
 
 

@@ -226,6 +226,8 @@ async def test_retries_and_what_is_left_of_their_budget() -> None:
             "most": 4,
             "backoffS": [0.025, 0.25],
             "otherHostFirst": False,
+            "hedges": 0,
+            "hedgeDelayS": 0.0,
         }
         assert told["timeouts"]["perTryS"] == 2.0
         [cluster] = told["clusters"]
