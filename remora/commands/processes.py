@@ -93,8 +93,10 @@ def sidecar(
     server: Server = DEFAULT_SERVER,
 ) -> None:
     """Run a sidecar alone; SIGTERM drains it."""
-    if bool(config) is bool(service):
-        raise UsageError("sidecar: give -c FILE, or --service NAME, and not both")
+    if not config and not service:
+        raise UsageError("sidecar: missing option '--config'; give it a FILE, or --service NAME instead")
+    if config and service:
+        raise UsageError("sidecar: --config and --service say the same; give one of them")
     if service:
         import json
         import os
