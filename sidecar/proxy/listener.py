@@ -7,6 +7,7 @@ from dataclasses import replace
 from time import monotonic
 from typing import Final, cast
 
+from sidecar.http2.headers import MAX_BYTES
 from sidecar.inherited import Sockets
 from sidecar.proxy import chain as chains
 from sidecar.proxy.accepted import Accepted
@@ -172,7 +173,7 @@ class Listener:
         settings = replace(
             manager.http2,
             max_control_frames_per_s=self.limits.max_control_frames_per_s,
-            max_header_block=max(self.limits.max_header_block_bytes, 2 * manager.http2.max_header_bytes),
+            max_header_block=max(self.limits.max_header_block_bytes, _wanted(manager.http2.max_header_bytes)),
             max_continuations=self.limits.max_continuation_frames,
         )
         if manager.life.max_requests:
@@ -246,3 +247,8 @@ class Listener:
 def calls_of(downstream: Downstream) -> int:
     """Calls that a client began on its connection: it opens streams of odd numbers."""
     return (downstream.conn.opened + 1) // 2
+
+
+def _wanted(max_header_bytes: int) -> int:
+    """What a block may have in all, for a listener that takes longer headers than usual; 0 if it does not."""
+    return max_header_bytes if max_header_bytes > MAX_BYTES else 0
