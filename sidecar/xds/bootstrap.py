@@ -81,6 +81,11 @@ def parse(document: dict[str, Any]) -> Bootstrap:
         json_format.ParseDict(document, message)
     except json_format.ParseError as error:
         raise ConfigError("", f"{' '.join(str(error).split())} (RMR0122)") from None
+    return read(message)
+
+
+def read(message: Any) -> Bootstrap:
+    """A bootstrap from bootstrap.v3.Bootstrap. Raises ConfigError."""
     refuse_unsupported(message)
     static = message.static_resources
     steering = _control_plane(message)

@@ -55,6 +55,7 @@ def test_a_good_canary_is_promoted_step_by_step_and_no_call_fails(guests: Mesh) 
     assert weights(guests, "good") == {"good-v1": 0, "good-v2": 100}
 
 
+@pytest.mark.slow
 def test_a_bad_canary_is_taken_back(guests: Mesh) -> None:
     guests.echo("one", "bad", options=("--version", "v1"))
     (nobody,) = free_ports(1)
@@ -70,6 +71,7 @@ def test_a_bad_canary_is_taken_back(guests: Mesh) -> None:
     assert weights(guests, "bad") == {"bad-v1": 100, "bad-v2": 0}
 
 
+@pytest.mark.slow
 def test_without_calls_nothing_is_promoted(guests: Mesh) -> None:
     guests.echo("one", "quiet", options=("--version", "v1"))
     result = guests.remora("route", "split", "quiet", "v1=9", "v2=1", "--promote", "--timeout", "1s", *QUICK)

@@ -59,7 +59,7 @@ def command(pid: int) -> str:
 
 def test_the_naive_way_is_seen_to_lose_money(tmp_path: Path) -> None:
     """Nobody has to be killed for it: the bank lies."""
-    code, out, _ = run(tmp_path, "naive", "--small", "--for", "8s")
+    code, out, _ = run(tmp_path, "naive", "--small", "--for", "15s")
     assert code == 1, out
     assert "NOT SO: naive: money expected = money found" in out
     assert "WRONG" in out, "while it happens, not only in the end"

@@ -9,7 +9,7 @@ from google.protobuf import any_pb2, descriptor_pool, json_format, message_facto
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from sidecar.xds.bootstrap import parse
+from sidecar.xds.bootstrap import read
 from sidecar.xds.supported import FIELDS, OPAQUE, ConfigError, refuse_unsupported, unpack
 from tests.sidecar.xds.everything import document
 
@@ -122,7 +122,7 @@ def _changed(message: Message, change: Any) -> Message:
 def outcome(message: Message) -> str:
     """What a bootstrap comes to: a configuration, or a refusal."""
     try:
-        return repr(parse(json_format.MessageToDict(message, preserving_proto_field_name=True)))
+        return repr(read(message))
     except ConfigError as error:
         return f"refused: {error}"
 
