@@ -1,11 +1,14 @@
 """Is a resource valid? The same answer at every entrance: command line, API, Kubernetes."""
 
 import ipaddress
+import json
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from google.protobuf.message import Message
+from joserfc import jwk
+from joserfc.errors import JoseError
 
 from control_plane.resources import regex, resilience, rules
 from control_plane.resources.errors import Fault, quoted
@@ -68,10 +71,48 @@ def check(resource: api_pb2.Resource) -> list[Fault]:
         found += _rate_limit(resource.rate_limit_policy)
     if resource.HasField("load_balancing_policy"):
         found += _balancing(resource.load_balancing_policy)
+    if resource.HasField("authentication_policy"):
+        found += _issuers(resource.authentication_policy)
     if resource.HasField("authorization_policy"):
         found += _authorization(resource.authorization_policy)
     found += resilience.faults(resource)
     return found
+
+
+def _issuers(spec: policy_pb2.AuthenticationPolicySpec) -> Iterator[Fault]:
+    if spec.require and not spec.jwt:
+        yield Fault("spec.require", "asks for a token of nobody; name its issuer in spec.jwt", "RMR0024")
+    for number, issuer in enumerate(spec.jwt):
+        path = f"spec.jwt[{number}]"
+        if issuer.issuer in [other.issuer for other in spec.jwt[:number]]:
+            yield Fault(f"{path}.issuer", f"{quoted(issuer.issuer)} stands here twice", "RMR0024")
+        yield from _keys(issuer.jwks, f"{path}.jwks")
+
+
+def _keys(text: str, path: str) -> Iterator[Fault]:
+    """Errors say nothing of what is in it: it may be a private key."""
+    try:
+        keys = json.loads(text).get("keys")
+    except (ValueError, AttributeError, RecursionError):
+        keys = None
+    if not isinstance(keys, list) or not keys or not all(isinstance(key, dict) for key in keys):
+        yield Fault(path, 'is no JWK Set: a JSON object with a list "keys"', "RMR0024")
+        return
+    for number, key in enumerate(keys):
+        if "d" in key or "k" in key:
+            yield Fault(path, f"keys[{number}] is a private key or a secret; give the public one only", "RMR0024")
+        elif key.get("kty") not in ("RSA", "EC", "OKP"):
+            yield Fault(path, f"keys[{number}] is neither RSA, EC nor OKP", "RMR0024")
+        elif not _is_key(key):
+            yield Fault(path, f"keys[{number}] cannot be read as a public key of its type", "RMR0024")
+
+
+def _is_key(key: dict[str, Any]) -> bool:
+    """An engine that cannot read one refuses all that a node is told."""
+    try:
+        return jwk.import_key(key).raw_value is not None
+    except (JoseError, ValueError, TypeError, KeyError):
+        return False
 
 
 def _authorization(spec: policy_pb2.AuthorizationPolicySpec) -> Iterator[Fault]:

@@ -7,10 +7,11 @@ from envoy.config.core.v3 import address_pb2
 from envoy.config.rbac.v3 import rbac_pb2
 from envoy.config.route.v3 import route_components_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as filter_pb2
-from envoy.type.matcher.v3 import path_pb2, regex_pb2, string_pb2
+from envoy.type.matcher.v3 import metadata_pb2, path_pb2, regex_pb2, string_pb2, value_pb2
 from google.protobuf import wrappers_pb2
 
 from control_plane.registry.state import selects
+from control_plane.translate import tokens
 from control_plane.translate.node import Node
 from control_plane.translate.view import AccessView, MeshView
 from proto.mesh.v1 import policy_pb2, route_pb2, service_pb2
@@ -79,7 +80,24 @@ def _principal(source: policy_pb2.CallSource, namespace: str, trust_domain: str)
         parts.append(_one_of([_identity(identity) for identity in source.identities]))
     if source.addresses:
         parts.append(_one_of([_address(network) for network in source.addresses]))
+    parts += [_claim(match) for match in source.claims]
     return parts[0] if len(parts) == 1 else rbac_pb2.Principal(and_ids=rbac_pb2.Principal.Set(ids=parts))
+
+
+def _claim(match: policy_pb2.ClaimMatch) -> rbac_pb2.Principal:
+    """A claim that is a text may be in a list of texts as well."""
+    if not match.values:
+        return _metadata(match.name, value_pb2.ValueMatcher(present_match=True))
+    values = [value_pb2.ValueMatcher(string_match=string_pb2.StringMatcher(exact=text)) for text in match.values]
+    lists = [value_pb2.ValueMatcher(list_match=value_pb2.ListMatcher(one_of=value)) for value in values]
+    return _one_of([_metadata(match.name, value) for value in (*values, *lists)])
+
+
+def _metadata(claim: str, value: value_pb2.ValueMatcher) -> rbac_pb2.Principal:
+    segment = metadata_pb2.MetadataMatcher.PathSegment
+    path = [segment(key=key) for key in (tokens.CLAIMS, *claim.split("."))]
+    matcher = metadata_pb2.MetadataMatcher(filter=tokens.METADATA, path=path, value=value)
+    return rbac_pb2.Principal(metadata=matcher)
 
 
 def _one_of(parts: list[rbac_pb2.Principal]) -> rbac_pb2.Principal:

@@ -22,11 +22,20 @@ from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.matcher.v3 import regex_pb2, string_pb2
 from google.protobuf import any_pb2, duration_pb2, struct_pb2, wrappers_pb2
 
-from control_plane.translate import authorization, balancing, resilience, security
+from control_plane.translate import authorization, balancing, resilience, security, tokens
 from control_plane.translate.limits import filter_config
 from control_plane.translate.resilience import MAX_REQUESTS
 from control_plane.translate.route_filters import apply_filter
-from control_plane.translate.view import AccessView, LimitView, MutualTls, PeerView, RuleView, ServiceView, cluster_name
+from control_plane.translate.view import (
+    AccessView,
+    LimitView,
+    MutualTls,
+    PeerView,
+    RuleView,
+    ServiceView,
+    TokensView,
+    cluster_name,
+)
 from proto.mesh.v1 import policy_pb2, service_pb2
 from proto.mesh.v1 import route_pb2 as mesh_route_pb2
 
@@ -343,6 +352,8 @@ def inbound_listener(
     limits: int,
     identity_source: str = "",
     mutual_tls: MutualTls = policy_pb2.AuthenticationPolicySpec.Permissive,
+    issuers: tuple[TokensView, ...] = (),
+    engine: str = "",
 ) -> bytes:
     """Calls from the mesh to the application, with a place for each of its rate limits.
 
@@ -356,6 +367,7 @@ def inbound_listener(
         stat_prefix=INBOUND,
         rds=http_connection_manager_pb2.Rds(route_config_name=INBOUND, config_source=_ads()),
         http_filters=[
+            *tokens.filters(issuers, engine),
             *(
                 http_connection_manager_pb2.HttpFilter(name=name, typed_config=_any(rbac_pb2.RBAC()))
                 for name in authorization.FILTERS
@@ -397,15 +409,21 @@ def _limit_filter(number: int) -> str:
 
 @lru_cache(REMEMBERED)
 def inbound_routes(
-    limits: tuple[LimitView, ...], engine: str, access: tuple[AccessView, ...] = (), trust_domain: str = ""
+    limits: tuple[LimitView, ...],
+    engine: str,
+    access: tuple[AccessView, ...] = (),
+    trust_domain: str = "",
+    issuers: tuple[TokensView, ...] = (),
 ) -> bytes:
-    """Everything to the application, under its access rules and rate limits."""
+    """Everything to the application, under what is asked of tokens, access rules and rate limits."""
     to_application = route_components_pb2.Route(
         name=INBOUND,
         match=route_components_pb2.RouteMatch(prefix="/"),
         route=route_components_pb2.RouteAction(cluster=INBOUND, timeout=_none()),
     )
     host = route_components_pb2.VirtualHost(name="*", domains=["*"], routes=[to_application])
+    for asked in tokens.of_routes(issuers, engine):
+        host.typed_per_filter_config[tokens.FILTER].CopyFrom(_any(asked))
     for name, rules in authorization.filter_configs(access, trust_domain):
         host.typed_per_filter_config[name].CopyFrom(_any(rules))
     for number, limit in enumerate(limits):

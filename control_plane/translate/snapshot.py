@@ -13,7 +13,7 @@ from control_plane.translate import authorization, content, proxyless, reach, re
 from control_plane.translate.content import Content
 from control_plane.translate.node import Node
 from control_plane.translate.reach import Parts
-from control_plane.translate.view import MeshView, cluster_name, inbound_mutual_tls, limits
+from control_plane.translate.view import MeshView, cluster_name, inbound_mutual_tls, inbound_tokens, limits
 
 _PREFIX: Final = "type.googleapis.com/envoy.config."
 CLUSTER: Final = _PREFIX + "cluster.v3.Cluster"
@@ -99,12 +99,16 @@ def own(mesh: MeshView, node: Node) -> Own:
     if node.inbound_port and node.app_port:
         clusters[resources.INBOUND] = resources.inbound_cluster(node.app_address, node.app_port)
         in_force = limits(mesh, node)
+        tokens = inbound_tokens(mesh, node)
         source = node.identity_source if mesh.declared.trust_domain else ""
+        mutual_tls = inbound_mutual_tls(mesh, node)
         listeners[resources.INBOUND] = resources.inbound_listener(
-            node.inbound_address, node.inbound_port, len(in_force), source, inbound_mutual_tls(mesh, node)
+            node.inbound_address, node.inbound_port, len(in_force), source, mutual_tls, tokens, node.engine
         )
         access = authorization.in_force(mesh, node)
-        routes[resources.INBOUND] = resources.inbound_routes(in_force, node.engine, access, mesh.declared.trust_domain)
+        routes[resources.INBOUND] = resources.inbound_routes(
+            in_force, node.engine, access, mesh.declared.trust_domain, tokens
+        )
     if node.outbound_port:
         listeners[resources.OUTBOUND] = resources.outbound_listener(node.outbound_address, node.outbound_port)
     return Own(clusters, listeners, routes)

@@ -19,7 +19,15 @@ from control_plane.translate.node import Node
 from control_plane.translate.reach import Reach
 from control_plane.translate.snapshot import CLUSTER, ENDPOINTS, LISTENER, ROUTES, Origin, Own, Snapshot
 from control_plane.translate.targets import Targets
-from control_plane.translate.view import Key, MeshView, ServiceView, cluster_name, inbound_mutual_tls, limits
+from control_plane.translate.view import (
+    Key,
+    MeshView,
+    ServiceView,
+    cluster_name,
+    inbound_mutual_tls,
+    inbound_tokens,
+    limits,
+)
 
 _LISTENERS: Final = Shared({resources.OUTBOUND_MESH: resources.mesh_listener()})
 _NONE: Final[dict[str, bytes]] = {}
@@ -180,7 +188,16 @@ class Translator:
         declared = self.mesh.declared
         shares = limits(self.mesh, node) if declared.has_shares else ()
         peer = (declared.trust_domain, inbound_mutual_tls(self.mesh, node)) if declared.trust_domain else ()
-        return declared.limits, self.mesh.present.by_node.get(node.id, ()), (*shares, *peer, declared.access)
+        return (
+            declared.limits,
+            self.mesh.present.by_node.get(node.id, ()),
+            (
+                *shares,
+                *peer,
+                declared.access,
+                inbound_tokens(self.mesh, node),
+            ),
+        )
 
 
 def _routing(mesh: MeshView, key: Key) -> ServiceView | None:

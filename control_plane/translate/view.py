@@ -155,6 +155,16 @@ class AccessView:
 
 
 @dataclass(frozen=True, slots=True)
+class TokensView:
+    """What an authentication policy says of tokens."""
+
+    policy: str
+    """`NAMESPACE/NAME`."""
+    spec: bytes
+    """The serialised AuthenticationPolicySpec with nothing else in it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Declared:
     """What the resources say, service by service; instances come and go without touching it."""
 
@@ -175,6 +185,8 @@ class Declared:
     """By service, by namespace with an empty name, and for the mesh with both empty: what policies say."""
     access: tuple[AccessView, ...] = ()
     """Every authorization policy with every place that it is attached to, in order of names."""
+    tokens: Mapping[Key, TokensView] = field(default_factory=dict)
+    """By what they are attached to, as in `mutual_tls`: what policies say of tokens."""
 
     @property
     def has_shares(self) -> bool:
@@ -314,15 +326,33 @@ def mutual_tls(key: Key, declared: Declared) -> MutualTls:
 
 def inbound_mutual_tls(mesh: MeshView, node: Node) -> MutualTls:
     """What the instance beside a node takes: `Strict` if any of its names is."""
+    modes = {mutual_tls(key, mesh.declared) for key in _names_beside(mesh, node)}
+    strict = policy_pb2.AuthenticationPolicySpec.Strict
+    return strict if strict in modes else policy_pb2.AuthenticationPolicySpec.Permissive
+
+
+def inbound_tokens(mesh: MeshView, node: Node) -> tuple[TokensView, ...]:
+    """What policies say of the tokens of calls to the instance beside a node: the closest for each of its names, each once."""
+    declared = mesh.declared.tokens
+    if not declared:
+        return ()
+    found = []
+    for namespace, name in sorted(_names_beside(mesh, node)):
+        view = next(filter(None, map(declared.get, ((namespace, name), (namespace, ""), ("", "")))), None)
+        if view is not None:
+            found.append(view)
+    return tuple(dict.fromkeys(found))
+
+
+def _names_beside(mesh: MeshView, node: Node) -> set[Key]:
+    """The services that the instance beside a node is of."""
     said = service_pb2.Instance(service=node.service, namespace=node.namespace, version=node.version)
     beside = [said, *mesh.present.by_node.get(node.id, ())]
     names = {(node.namespace, instance.service) for instance in beside if instance.namespace == node.namespace}
     for key, selector in mesh.declared.selectors.get(node.namespace, {}).items():
         if any(instance.namespace == node.namespace and selects(selector, instance) for instance in beside):
             names.add(key)
-    modes = {mutual_tls(key, mesh.declared) for key in names}
-    strict = policy_pb2.AuthenticationPolicySpec.Strict
-    return strict if strict in modes else policy_pb2.AuthenticationPolicySpec.Permissive
+    return names
 
 
 def _instances(key: Key, declared: Declared, present: Present) -> Iterable[service_pb2.Instance]:
@@ -366,6 +396,7 @@ def declared(state: State) -> Declared:
         state.trust.trust_domain if state.trust is not None else "",
         _mutual_tls(state),
         _access(state),
+        _tokens(state),
     )
 
 
@@ -443,6 +474,20 @@ def _mutual_tls(state: State) -> dict[Key, MutualTls]:
             says = policy_pb2.AuthenticationPolicySpec.Permissive
         for place in _places(policy, spec):
             found.setdefault(place, says)
+    return found
+
+
+def _tokens(state: State) -> dict[Key, TokensView]:
+    """What the policies say of tokens, by what they are attached to; the older of two counts."""
+    found: dict[Key, TokensView] = {}
+    for policy in precedence.order(state.of_kind("AuthenticationPolicy")):
+        spec = policy.authentication_policy
+        if is_off(policy) or not spec.jwt:
+            continue
+        part = policy_pb2.AuthenticationPolicySpec(jwt=spec.jwt, require=spec.require, mode=spec.mode)
+        view = TokensView(f"{_namespace(policy)}/{policy.metadata.name}", part.SerializeToString(deterministic=True))
+        for place in _places(policy, spec):
+            found.setdefault(place, view)
     return found
 
 

@@ -195,12 +195,16 @@ def _services(draw: st.DrawFn) -> service_pb2.ServiceSpec:
     )
 
 
+JWKS = '{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}'
+
+
 @st.composite
 def _authentication(draw: st.DrawFn) -> policy_pb2.AuthenticationPolicySpec:
     return policy_pb2.AuthenticationPolicySpec(
         target_refs=draw(st.one_of(st.just([]), _target_refs())),
         mode=draw(st.sampled_from(policy_pb2.Mode.values())),
         mutual_tls=draw(st.sampled_from(policy_pb2.AuthenticationPolicySpec.MutualTls.values())),
+        jwt=draw(st.sampled_from([[], [policy_pb2.TokenIssuer(issuer="ann.test", jwks=JWKS)]])),
     )
 
 
