@@ -69,7 +69,7 @@ FIELDS: Final[dict[str, str]] = {
     _ROUTE + "RouteAction.HashPolicy.ConnectionProperties": "source_ip",
     _ROUTE + "RouteAction.HashPolicy.QueryParameter": "name",
     "envoy.type.matcher.v3.RegexMatchAndSubstitute": "pattern substitution",
-    "remora.mesh.v1.PeakEwma": "first_latency decay penalty",
+    "remora.mesh.v1.PeakEwma": "first_latency decay penalty is_locality_weighted",
     _ENDPOINT + "ClusterLoadAssignment": "cluster_name endpoints policy",
     _ENDPOINT + "ClusterLoadAssignment.Policy": "overprovisioning_factor weighted_priority_health",
     _ENDPOINT + "LocalityLbEndpoints": "locality lb_endpoints load_balancing_weight priority",
