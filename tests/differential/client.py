@@ -29,6 +29,8 @@ PING_TIMEOUT_S: Final = 2.0
 CLOSE_TIMEOUT_S: Final = 2.5
 UPSTREAM_TIMEOUT_S: Final = 1.0
 BATCH: Final = 100
+BATCH_PATIENCE_S: Final = 20.0
+"""Every call of a batch is answered: what takes long is the machine."""
 
 REQUEST_NOISE: Final = {
     "x-forwarded-proto": "how the client came; services behind this proxy are spoken to in one way",
@@ -213,8 +215,8 @@ class Client:
             case _:
                 raise ValueError(f"{self._case.id}: no step {kind!r}")
 
-    async def _wait(self, conn: Wire, condition: Any) -> None:
-        await conn.until(lambda: condition() or conn.is_closed, self._case.patience)
+    async def _wait(self, conn: Wire, condition: Any, patience: float = 0.0) -> None:
+        await conn.until(lambda: condition() or conn.is_closed, patience or self._case.patience)
 
     def _start(self, conn: Wire, call: dict[str, Any]) -> Seen:
         has_body = "grpc" in call or "data" in call or not call.get("plain", False)
@@ -233,7 +235,7 @@ class Client:
         while left:
             size = min(int(value.get("at_once", BATCH)), left)
             batch = [self._start(conn, value["of"]) for _ in range(size)]
-            await self._wait(conn, lambda batch=batch: all(seen.is_over for seen in batch))
+            await self._wait(conn, lambda batch=batch: all(seen.is_over for seen in batch), BATCH_PATIENCE_S)
             for seen in batch:
                 origin = seen.header("x-from") or f"grpc {seen.header('grpc-status')}"
                 self._spread[origin if seen.is_over else "unanswered"] += 1
