@@ -88,8 +88,8 @@ class AccessStep(Step):
         config = self._owner.config
         kind = "access"
         rules, shadow = config.rules, config.shadow
-        ruling = rules.decide(self._request, asked.caller, {}) if rules is not None else None
-        trial = shadow.decide(self._request, asked.caller, {}) if shadow is not None else None
+        ruling = rules.decide(self._request, asked.caller, asked.claims) if rules is not None else None
+        trial = shadow.decide(self._request, asked.caller, asked.claims) if shadow is not None else None
         if ruling is not None and not ruling.is_allowed:
             return Verdict(kind, Does.REFUSE, self._sentence(ruling, asked.caller))
         if trial is not None and not trial.is_allowed:

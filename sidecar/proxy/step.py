@@ -4,13 +4,13 @@ A filter is asked once per distinct header block (see `decision`) which step it 
 else is decided there, and costs a call nothing. What must be decided per call is in `Step.enter`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from mypy_extensions import mypyc_attr
 
-from sidecar.proxy.access import Caller
+from sidecar.proxy.access import Caller, Claims
 from sidecar.proxy.config import Route, VirtualHost
 from sidecar.proxy.route import Request
 
@@ -38,6 +38,8 @@ class Asked:
     """Its headers, as in `Plan.values`."""
     caller: Caller
     now: float
+    claims: Claims = field(default_factory=dict)
+    """What steps find out about the caller, as in `Call.claims`."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sidecar.policy.tokens import Json, Key, Reason, Token, TokenFault
 from sidecar.proxy.config import Route, VirtualHost
 from sidecar.proxy.route import Request, match_holds
 from sidecar.proxy.status import Status
-from sidecar.proxy.step import Filter, Step
+from sidecar.proxy.step import Asked, Does, Filter, Step, Verdict
 from sidecar.proxy.tokens import AllOf, AnyOf, Optional, Requirement, TokenOf, TokenProvider, Tokens
 from sidecar.proxy.worker import Worker
 
@@ -231,19 +231,34 @@ class TokenStep(Step):
         """What becomes of such a call; None: it was answered."""
         values = plan.values or _NO_VALUES
         try:
-            if not self._is_known:
-                raise TokenFault(Reason.NO_RULE, "the route asks for a token by a requirement that is not configured")
-            found = self._owner.judge(self._needed, values, time()) if self._needed is not None else []
+            found = self._believed(values)
         except TokenFault as fault:
             self._refuse(call, fault)
             return None
         claims = call.claims
         if found:
-            own = found[0].claims if len(found) == 1 else _joined(found)
+            own = _claims(found)
             claims = {**claims, **own} if claims else own
         until = min((item.until_s for item in found), default=float("inf"))
         verdict = "" if self._needed is None else "accepted" if found else "none"
         return Passed(until, verdict, call.claims, claims, _edited(plan, found, self._owner.made_headers))
+
+    def foresee(self, asked: Asked) -> Verdict:
+        if self._needed is None and self._is_known:
+            return Verdict("tokens", Does.PASS, "no token is asked for")
+        try:
+            found = self._believed(asked.values)
+        except TokenFault as fault:
+            return Verdict("tokens", Does.REFUSE, f"{fault} (flag {FLAG})")
+        if found:
+            asked.claims.update(_claims(found))
+        return Verdict("tokens", Does.PASS, "the token is good" if found else "a token may be missing")
+
+    def _believed(self, values: dict[bytes, list[bytes]]) -> list[Believed]:
+        """The tokens by which a call may pass. Raises TokenFault."""
+        if not self._is_known:
+            raise TokenFault(Reason.NO_RULE, "the route asks for a token by a requirement that is not configured")
+        return self._owner.judge(self._needed, values, time()) if self._needed is not None else []
 
     def _refuse(self, call: "Call", fault: TokenFault) -> None:
         self._owner.worker.stats.count_token(fault.reason.value)
@@ -328,7 +343,10 @@ def _metadata(token: Token, provider: TokenProvider) -> Json:
     return {METADATA: found}
 
 
-def _joined(found: list[Believed]) -> Json:
+def _claims(found: list[Believed]) -> Json:
+    """The same object for the same token: by it access rules remember what they said."""
+    if len(found) == 1:
+        return found[0].claims
     return {METADATA: {key: value for item in found for key, value in item.claims[METADATA].items()}}
 
 

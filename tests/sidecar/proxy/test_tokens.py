@@ -12,6 +12,7 @@ from joserfc.jwk import ECKey
 
 from sidecar.policy import tokens
 from sidecar.proxy import token_filter
+from sidecar.proxy.explain import explain
 from sidecar.proxy.proxy import Proxy
 from tests.differential.backend import Backend
 from tests.differential.wire import Seen, Wire
@@ -130,6 +131,30 @@ async def test_rules_behind_it_do_not_see_what_a_caller_says_in_headers_that_are
     async with guarded(rules, claim_to_headers=claims) as (client, _, _):
         seen = await call(client, "hello", f"authorization: Bearer {signed(aud='shop')}", "x-user: root")
         assert seen.header("grpc-status") == "7"
+
+
+async def test_a_call_that_is_only_asked_about_is_told_what_its_token_would_come_to() -> None:
+    eve = {"filter": token_filter.METADATA, "path": [{"key": "all"}, {"key": "sub"}]}
+    principal = {"metadata": {**eve, "value": {"string_match": {"exact": "eve"}}}}
+    deny = {"action": "DENY", "policies": {"eve": {"permissions": [{"any": True}], "principals": [principal]}}}
+    rules = {"name": "rbac", "typed_config": {"@type": RBAC, "rules": deny}}
+    async with guarded(rules, payload_in_metadata="all") as (client, proxy, _):
+        await call(client)
+        before = dict(proxy.worker.stats.tokens)
+
+        def told(*fields: tuple[str, str]) -> list[tuple[str, str]]:
+            found = explain(proxy, "shop", "/shop.Orders/Get", fields)["filters"]
+            return [(each["verdict"], each["why"]) for each in found]
+
+        assert told()[0] == ("refuses", "no token was sent (authorization: Bearer TOKEN) (flag JWT)")
+        assert told(("authorization", f"Bearer {signed(aud='shop')}")) == [
+            ("passes", "the token is good"),
+            ("passes", "no policy denies it"),
+        ]
+        verdict, why = told(("authorization", f"Bearer {signed(aud='shop', sub='eve')}"))[1]
+        assert verdict == "refuses"
+        assert 'policy "eve" denies it' in why
+        assert proxy.worker.stats.tokens == before
 
 
 async def test_what_cannot_be_verified_is_not_remembered() -> None:
