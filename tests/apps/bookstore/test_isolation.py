@@ -70,9 +70,10 @@ def meanwhile(market: Market) -> str:
                 seen.add("books")
             if balance(market, "ada") < ledger.OPENING_CENTS:
                 seen.add("money")
-            return len(seen) == 2 or first.done()
+            return len(seen) == 2 or (first.done() and not seen)
 
-        eventually(has_seen_all)
+        # Books and money may change one after the other: it is not over with what is seen first.
+        eventually(has_seen_all, timeout_s=20)
         how = "set aside" if "hold" in moved(market, "first") else "gone"
         payment.send_signal(signal.SIGCONT)
     eventually(partial(is_over, market, "first", "ada", 2), timeout_s=40)
