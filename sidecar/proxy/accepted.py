@@ -255,6 +255,9 @@ class Accepted(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
+        if self._handshake is not None:  # TLS has not taken our place yet, so it will not hear of it
+            self._listener.worker.stats.handshakes_failed += 1
+            self._handshake.cancel()
 
 
 def _look_at(handshake: "asyncio.Task[asyncio.Transport | None]") -> None:

@@ -225,8 +225,6 @@ class Listener:
         """End every connection now."""
         for splice in list(self.splices):
             splice.close()
-        for accepted in list(self.accepted):
-            accepted.close()  # its handshake must not be left pending when the loop ends
 
     def tunnel_target(self, chain: Chain, authority: str) -> "Listener | None":
         """The internal listener to which a CONNECT for this authority leads."""
