@@ -12,6 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
+from control_plane.identity import secret_file
 from remora import environment
 
 VARIABLE: Final = environment.OPERATOR_SECRET
@@ -32,10 +33,7 @@ def kept(secret: str, port: int) -> Iterator[None]:
     """In its file, as long as the context lasts. Raises OSError."""
     file = _file(port)
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    file.unlink(missing_ok=True)
-    number = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(number, "w") as writer:
-        writer.write(secret)
+    secret_file.write(file, secret.encode())
     try:
         yield
     finally:

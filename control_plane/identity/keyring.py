@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from control_plane.identity import secret_file
 from control_plane.identity.authority import (
     INTERMEDIATE_LIFE,
     Authority,
@@ -142,14 +143,7 @@ def _load(chain: Path, key: Path) -> Authority:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all, and never readable by others."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    number = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        with os.fdopen(number, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        secret_file.write(path, data)
     except OSError as error:
         raise KeyringError(f"{path}: {(error.strerror or str(error)).lower()}") from None

@@ -7,7 +7,6 @@ drops nothing that is still used, and when we leave.
 import asyncio
 import json
 import logging
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from control_plane.identity import possession
+from control_plane.identity import possession, secret_file
 from control_plane.identity.authority import pem_of
 from control_plane.identity.tokens import pin
 from proto.mesh.v1 import identity_pb2, identity_pb2_grpc
@@ -331,14 +330,9 @@ class Identity:
                 "notAfter": held.not_after.isoformat(),
             }
         )
-        beside = self._kept.with_name(f".{self._kept.name}.{os.getpid()}")
         with suppress(OSError):  # then there is none at the next start
             self._kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            beside.unlink(missing_ok=True)
-            number = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(number, "w") as file:
-                file.write(text)
-            beside.replace(self._kept)
+            secret_file.write(self._kept, text.encode())
 
     def _restore(self) -> None:
         if self._kept is None:
